@@ -1,0 +1,228 @@
+"""The command line. Nothing heavy is imported before a command needs it: `--help` answers at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline import __version__
+from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.progress import Display
+    from pipeline.run import Plan
+
+FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Streaming semantic segmentation of driving footage: footage in, class masks out.",
+)
+samples_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Get sample footage: rendered, or real by URL."
+)
+app.add_typer(samples_app, name="samples")
+
+
+class Stopper:
+    """The first Ctrl-C asks the run to finish what it has decoded; the second gives up at once."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def __call__(self) -> bool:
+        return self.pressed
+
+    @contextmanager
+    def listening(self, say: Callable[[str], None]) -> Iterator[None]:
+        def press(signum: int, frame: object) -> None:
+            if self.pressed:
+                raise KeyboardInterrupt
+            self.pressed = True
+            say("stopping: finishing what is decoded (Ctrl-C again gives up at once)")
+
+        before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    height, cross, width = text.lower().partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise ConfigError(f"--size must be HEIGHTxWIDTH in pixels, such as 360x640, got {text!r}")
+    return int(height), int(width)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"roadmask {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Video file, folder of videos, folder of images, or quoted glob.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results; each source gets a folder in it.")
+    ],
+    labels: Annotated[
+        str, typer.Option(metavar="mkv|png|none", help="How to write the lossless class ids.")
+    ] = "mkv",
+    color: Annotated[bool, typer.Option(help="Write color.mp4, the class colours.")] = True,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="Write overlay.mp4, masks over the footage, with sound.")
+    ] = False,
+    model: Annotated[str, typer.Option(help="A shipped model's name or a model's folder.")] = "roadnet",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
+    ] = "auto",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
+    ] = None,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Run in this process, for debugging and profiling.")
+    ] = False,
+    placement: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fused|spread",
+            help="One actor a source, or decoders, segmenter and sinks apart. Never changes a label.",
+        ),
+    ] = "auto",
+    address: Annotated[
+        str | None, typer.Option(metavar="auto|URL", help="A running Ray cluster to use.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="Show decisions, and tracebacks of defects.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON a source on standard output.")
+    ] = False,
+) -> None:
+    """Label footage: class colours, overlay, lossless labels, statistics and manifest a source.
+
+    Exit status: 0 all done, 1 some source failed, 2 wrong use, 130 interrupted.
+    """
+    from pipeline.progress import Display
+
+    with Display(quiet=quiet, verbose=verbose, as_json=as_json) as display:
+        from pipeline.run import RunConfig, prepare
+        from pipeline.sinks import OutputOptions
+
+        plan = prepare(
+            RunConfig(
+                sources=tuple(sources), out=out,
+                options=OutputOptions(labels=labels, color=color, overlay=overlay),
+                model=model, engine=engine, size_hw=_parse_size(size),
+                placement="inline" if inline else placement, address=address,
+            )
+        )  # fmt: skip
+        raise typer.Exit(_execute(plan, display))
+
+
+def _execute(plan: Plan, display: Display) -> int:
+    """Run a plan before the user's eyes; returns the exit status."""
+    from pipeline.run import run
+
+    stopper = Stopper()
+    display.begin(len(plan.sources) + len(plan.failures))
+    for decision in plan.decisions():
+        display.say(decision)
+    try:
+        with stopper.listening(display.warn), closing(run(plan, stopper)) as events:
+            for event in events:
+                display.show(event)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    display.summary()
+    if stopper.pressed:
+        return INTERRUPTED
+    return FAILED if display.failed else 0
+
+
+@samples_app.command()
+def render(
+    out: Annotated[Path, typer.Option(help="Folder for the clip and its labels.")],
+    seed: Annotated[int, typer.Option(help="Another seed, another street.")] = 1,
+    frames: Annotated[int, typer.Option(min=1, help="Length in frames.")] = 300,
+    size: Annotated[str, typer.Option(metavar="HxW", help="Size in pixels.")] = "720x1280",
+    fps: Annotated[float, typer.Option(min=1.0, help="Frames a second.")] = 30.0,
+) -> None:
+    """Render a driving clip with exact labels (needs the extra `render`)."""
+    from pipeline import samples
+
+    size_hw = _parse_size(size)
+    assert size_hw is not None
+    for path in samples.render(out, seed, frames, size_hw, fps):
+        print(path)
+
+
+@samples_app.command()
+def download(
+    out: Annotated[Path, typer.Option(help="Folder for the clips.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All if none.")] = None,
+) -> None:
+    """Download real driving clips under free licences, checked by SHA-256."""
+    from pipeline import samples
+
+    for path in samples.download(out, names):
+        print(path)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as models/configs/roadnet.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and model.")],
+) -> None:
+    """Train a network; an interrupted training in the same folder goes on."""
+    from models import train as training
+
+    try:
+        print(training.main(config, out))
+    except (ValueError, FloatingPointError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def main() -> None:
+    """Entry point of `roadmask`. Errors a user can act on are one line; others keep their traceback."""
+    try:
+        app()
+    except PipelineError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        wrong_use = isinstance(error, (ConfigError, ModelError, EngineError, OutputError))
+        sys.exit(WRONG_USE if wrong_use else FAILED)
+
+
+if __name__ == "__main__":
+    main()

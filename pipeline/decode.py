@@ -1,0 +1,287 @@
+"""The first stage: a source becomes batches of frames at the model's size.
+
+`Decoder` is a plain class that knows nothing of where it runs:
+
+    with Decoder(source, model_hw=lambda size_hw: (360, 640)) as decoder:
+        for item in decoder:  # FrameBatch and Gap, and at the end exactly one EndOfStream
+            ...
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+
+from pipeline.errors import MediaError
+from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, Pictures, StreamInfo
+from pipeline.planes import FrameFormat, PlaneConverter
+from pipeline.reader import ImageReader, VideoReader
+from pipeline.sources import Source
+
+ModelSize = Callable[[tuple[int, int]], tuple[int, int]]
+
+
+class Decoder:
+    """Decodes one source, every frame exactly once, in presentation order.
+
+    `pts` are the video stream's own, in its own time base; see `Timestamps` for what happens to
+    those that are missing or do not increase. For a folder of images `pts` is the image's place in
+    `StreamInfo.frame_names`, so a frame's name is `frame_names[pts]` even after an image that could
+    not be decoded; `frame_index` counts decoded frames.
+
+    Damaged packets are counted and decoding goes on after them. A change of size ends the chunk, is
+    announced by a `Gap`, and goes on with a new `StreamInfo`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        model_hw: ModelSize,
+        chunk: int = 8,
+        pictures: bool = False,
+        threads: int = 1,
+        stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """
+        Args:
+            source: what to decode.
+            model_hw: gives the network's height and width, multiples of 8, for a displayed size.
+            chunk: frames a batch; only the last one before a `Gap` or the end has fewer.
+            pictures: whether batches carry the frames at full size too.
+            threads: decoding threads; 0 for as many as there are cores. More than one is faster by
+                the clock, costs about a tenth more CPU and buffers a frame a thread.
+            stop: asked once a packet; when it says True, what is decoded is sent and the stream
+                ends with `interrupted`.
+        """
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        if threads < 0:
+            raise ValueError(f"threads must be 0 (one a core) or more, got {threads}")
+        self._source, self._model_hw = source, model_hw
+        self._chunk_frames, self._pictures = chunk, pictures
+        self._threads, self._stop = threads, stop
+        self._reader: VideoReader | ImageReader | None = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the source. May be called more than once."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def __iter__(self) -> Generator[FrameItem, None, None]:
+        """Decodes from the start. Closing the generator closes the source.
+
+        Raises:
+            SourceNotFoundError: the file is not there.
+            MediaError: the source cannot be opened, or not one frame of it can be decoded.
+        """
+        self.close()
+        reader = self._reader = self._open()
+        try:
+            yield from self._items(reader)
+        finally:
+            reader.close()
+
+    def _open(self) -> VideoReader | ImageReader:
+        if self._source.kind == "images":
+            return ImageReader(self._source, self._threads, self._stop)
+        return VideoReader(self._source.uri, self._threads, self._stop)
+
+    def _items(self, reader: VideoReader | ImageReader) -> Iterator[FrameItem]:
+        chunk: _Chunk | None = None
+        count = 0
+        for frame, pts in reader:
+            if chunk is None or not chunk.fits(frame):
+                before, chunk = chunk, self._start_chunk(reader, frame, count)
+                if before is not None:
+                    yield from before.take()
+                    yield from _size_gap(before, chunk, count)
+            chunk.add(frame, pts)
+            count += 1
+            if chunk.full:
+                yield from chunk.take()
+        if chunk is not None:
+            yield from chunk.take()
+        yield self._end(reader, chunk, count)
+
+    def _start_chunk(
+        self, reader: VideoReader | ImageReader, frame: VideoFrame, frame_index: int
+    ) -> _Chunk:
+        converter = PlaneConverter(frame)
+        stream = _describe(self._source, reader, frame, converter)
+        height, width = self._model_hw(converter.size_hw)
+        if height < 8 or width < 8 or height % 8 or width % 8:
+            raise ValueError(
+                f"the model's height and width must be multiples of 8, got {height}x{width}"
+                f" for frames of {converter.size_hw[0]}x{converter.size_hw[1]}"
+            )
+        return _Chunk(
+            stream,
+            converter,
+            frame_index=frame_index,
+            frames=self._chunk_frames,
+            model_hw=(height, width),
+            pictures=self._pictures,
+        )
+
+    def _end(
+        self, reader: VideoReader | ImageReader, chunk: _Chunk | None, frame_count: int
+    ) -> EndOfStream:
+        tally = reader.tally
+        if chunk is None and not tally.interrupted:
+            raise MediaError(f"{self._source.uri}: {_why_no_frame(reader)}")
+        return EndOfStream(
+            chunk.stream if chunk else _describe(self._source, reader),
+            frame_count,
+            corrupt_frames=tally.corrupt_frames,
+            undecodable_packets=tally.undecodable_packets,
+            repaired_pts=reader.clock.repaired,
+            notes=(*tally.all_notes(), *reader.clock.notes),
+            interrupted=tally.interrupted,
+        )
+
+
+class _Chunk:
+    """Frames of one format on their way to becoming a `FrameBatch`."""
+
+    def __init__(
+        self,
+        stream: StreamInfo,
+        converter: PlaneConverter,
+        *,
+        frame_index: int,
+        frames: int,
+        model_hw: tuple[int, int],
+        pictures: bool,
+    ) -> None:
+        self.stream = stream
+        self._converter, self._frame_index = converter, frame_index
+        self._frames, self._model_hw, self._with_pictures = frames, model_hw, pictures
+        self._begin()
+
+    @property
+    def full(self) -> bool:
+        return len(self._pts) == self._frames
+
+    def fits(self, frame: VideoFrame) -> bool:
+        """Whether a frame is of the same format as those of this chunk."""
+        return FrameFormat.of(frame) == self._converter.format
+
+    def add(self, frame: VideoFrame, pts: int) -> None:
+        place = len(self._pts)
+        if place == 0:
+            self._allocate()
+        try:
+            self._converter.write_pixels(frame, self._pixels[place])
+            if self._with_pictures:
+                y, u, v = self._planes
+                self._converter.write_pictures(frame, (y[place], u[place], v[place]))
+        except av.FFmpegError as error:
+            raise MediaError(
+                f"{self.stream.source}: frames of the pixel format {frame.format.name} cannot be"
+                f" converted ({error.strerror}); expected YUV, RGB or grey"
+            ) from error
+        self._pts.append(pts)
+        self._decoded_at.append(time.monotonic())
+
+    def take(self) -> Iterator[FrameBatch]:
+        """The frames added so far as a batch, if there are any; begins anew after them."""
+        frames = len(self._pts)
+        if frames == 0:
+            return
+        pictures = Pictures(*(plane[:frames] for plane in self._planes)) if self._planes else None
+        yield FrameBatch(
+            self.stream,
+            self._frame_index,
+            tuple(self._pts),
+            self._pixels[:frames],
+            tuple(self._decoded_at),
+            pictures,
+        )
+        self._frame_index += frames
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pts: list[int] = []
+        self._decoded_at: list[float] = []
+        self._pixels = np.empty((0, 0, 0), np.uint8)
+        self._planes: tuple[np.ndarray, ...] = ()
+
+    def _allocate(self) -> None:
+        height, width = self._model_hw
+        self._pixels = np.empty((self._frames, height * 3 // 2, width), np.uint8)
+        if self._with_pictures:
+            rows, columns = self.stream.size_hw
+            chroma = (self._frames, (rows + 1) // 2, (columns + 1) // 2)
+            shapes = ((self._frames, rows, columns), chroma, chroma)
+            self._planes = tuple(np.empty(shape, np.uint8) for shape in shapes)
+
+
+def _describe(
+    source: Source,
+    reader: VideoReader | ImageReader,
+    frame: VideoFrame | None = None,
+    converter: PlaneConverter | None = None,
+) -> StreamInfo:
+    facts = reader.facts
+    details = dict(facts.details)
+    if frame is not None and converter is not None:
+        details |= _frame_details(frame, converter)
+        if converter.odd_rotation:
+            reader.tally.note(
+                f"rotation by {frame.rotation} degrees is not applied: no multiple of 90"
+            )
+    return StreamInfo(
+        stream_id=source.stream_id,
+        source=source.uri,
+        size_hw=converter.size_hw if converter else facts.coded_hw,
+        time_base=facts.time_base,
+        average_rate=facts.average_rate,
+        frame_count=facts.frame_count,
+        matrix=converter.matrix if converter else "bt709",
+        frame_names=facts.frame_names,
+        rotation_degrees=converter.orientation.degrees if converter else 0,
+        details=details,
+    )
+
+
+def _frame_details(frame: VideoFrame, converter: PlaneConverter) -> dict[str, Any]:
+    found: dict[str, Any] = {"pixel_format": frame.format.name}
+    if converter.orientation.mirrored:
+        found["mirrored"] = True
+    if frame.interlaced_frame:
+        found["interlaced"] = True
+    return found
+
+
+def _size_gap(before: _Chunk, after: _Chunk, frame_index: int) -> Iterator[Gap]:
+    old, new = before.stream.size_hw, after.stream.size_hw
+    if old != new:
+        reason = f"size changed from {old[1]}x{old[0]} to {new[1]}x{new[0]}"
+        yield Gap(after.stream, frame_index, None, reason)
+
+
+def _why_no_frame(reader: VideoReader | ImageReader) -> str:
+    damaged = reader.tally.undecodable_packets
+    if isinstance(reader, ImageReader):
+        return f"none of its {damaged} images can be decoded; expected at least one"
+    what = f"all of its {damaged} packets are damaged" if damaged else "its video stream is empty"
+    return f"holds no frame that can be decoded, {what}; expected at least one"

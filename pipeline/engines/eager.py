@@ -1,0 +1,57 @@
+"""Plain PyTorch: the CUDA engine, and the CPU's where OpenVINO is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from models.registry import load
+from models.spec import ModelFiles, SpecError
+from models.step import StreamStep
+from pipeline.engines import EngineChoice
+from pipeline.errors import ModelError
+
+
+class EagerEngine:
+    """The step as PyTorch runs it: float16 on a GPU, float32 on a CPU, channels last."""
+
+    def __init__(
+        self, choice: EngineChoice, files: ModelFiles, model_hw: tuple[int, int], slots: int
+    ) -> None:
+        self.slots = slots
+        self.device = torch.device(choice.name)
+        self.batches = self.device.type == "cuda"
+        self.dtype = torch.float16 if self.batches else torch.float32
+        if choice.threads and not self.batches:
+            torch.set_num_threads(choice.threads)
+        try:
+            network, _ = load(str(files.folder))
+        except SpecError as error:
+            raise ModelError(str(error)) from error
+        shape = network.state_shape(model_hw)
+        step = StreamStep(network).eval().to(self.device)
+        self._step = step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # One spare row, for padding a batch without touching a live stream's state.
+        self.bank = torch.zeros(slots + 1, *shape, device=self.device)
+
+    @torch.inference_mode()
+    def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
+        rows = torch.as_tensor(list(slots), device=self.device)
+        keep = 1.0 - torch.as_tensor(list(reset), device=self.device, dtype=torch.float32)
+        state = self.bank[rows] * keep[:, None, None, None]
+        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device, non_blocking=True)
+        labels = []
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            for time in range(pixels.shape[1]):
+                found, state = self._step(pixels[:, time], state.float())
+                labels.append(found.to(torch.uint8))
+        self.bank[rows] = state.float()
+        return torch.stack(labels, 1).cpu().numpy()
+
+    def read_state(self, slot: int) -> np.ndarray:
+        return self.bank[slot].cpu().numpy().copy()
+
+    def write_state(self, slot: int, state: np.ndarray) -> None:
+        self.bank[slot] = torch.from_numpy(state).to(self.device)

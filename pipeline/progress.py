@@ -1,0 +1,185 @@
+"""What a person or a script sees of a run: a bar on a terminal, plain lines elsewhere, JSON on request."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any, TextIO
+
+from pipeline.stages import Progress, RunEvent, SourceReport
+
+LINE_EVERY_SECONDS = 5.0
+
+
+class Meter:
+    """Frames done, frames a second and time left, over all sources of a run."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.first_frame: float | None = None
+        self.frames: dict[str, int] = {}
+        self.expected: dict[str, int | None] = {}
+        self.ended: set[str] = set()
+
+    def update(self, event: RunEvent) -> None:
+        if isinstance(event, Progress):
+            self.first_frame = self.first_frame or time.monotonic()
+            self.expected[event.stream_id] = event.frame_count
+        else:
+            self.ended.add(event.stream_id)
+            self.expected[event.stream_id] = event.frames
+        self.frames[event.stream_id] = event.frames
+
+    @property
+    def done(self) -> int:
+        return sum(self.frames.values())
+
+    @property
+    def fps(self) -> float:
+        """Frames a second since the first frame; starting up is left out."""
+        if self.first_frame is None:
+            return 0.0
+        return self.done / max(time.monotonic() - self.first_frame, 1e-3)
+
+    def total(self, sources: int) -> int | None:
+        """Frames in all, None while a source that has begun has not said how many it holds.
+
+        Sources that have not begun are taken to be as long as those that have.
+        """
+        known = list(self.expected.values())
+        if not known or any(count is None for count in known):
+            return None
+        begun = sum(max(count or 0, self.frames[name]) for name, count in self.expected.items())
+        return round(begun * max(sources, len(known)) / len(known))
+
+
+class Display:
+    """Shows a run on standard error, and with `as_json` a line a source on standard output.
+
+    Args:
+        quiet: show errors only.
+        verbose: show decisions, and tracebacks of errors nobody foresaw.
+        as_json: print each report as a line of JSON.
+    """
+
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        verbose: bool = False,
+        as_json: bool = False,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.quiet, self.verbose, self.as_json = quiet, verbose, as_json
+        self.sources = 0
+        self.stream = stream or sys.stderr
+        self.meter = Meter()
+        self.failed = 0
+        self._shown = 0.0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Display:
+        if not self.quiet and self.stream.isatty():
+            self._bar, self._task = _make_bar(self.stream)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, sources: int) -> None:
+        """How many sources there are; the run starts now."""
+        self.sources = sources
+        if self._bar is None and not self.quiet:
+            self._print(f"starting: {sources} source{'s' if sources != 1 else ''}")
+
+    def warn(self, line: str) -> None:
+        """What everybody should know who hasn't asked for quiet."""
+        if not self.quiet:
+            self._print(line)
+
+    def say(self, line: str) -> None:
+        """A decision, for those who asked with -v."""
+        if self.verbose:
+            self._print(line)
+
+    def show(self, event: RunEvent) -> None:
+        self.meter.update(event)
+        if isinstance(event, SourceReport):
+            self._show_report(event)
+        total = self.meter.total(self.sources)
+        if self._bar is not None:
+            self._bar.update(
+                self._task, completed=self.meter.done, total=total, fps=f"{self.meter.fps:.1f} fps",
+                description=f"{len(self.meter.ended)}/{self.sources} {event.stream_id}",
+            )  # fmt: skip
+        elif not self.quiet and time.monotonic() - self._shown >= LINE_EVERY_SECONDS:
+            self._shown = time.monotonic()
+            self._print(self._line(total))
+
+    def summary(self) -> None:
+        """One line at the end."""
+        if not self.quiet:
+            good = len(self.meter.ended) - self.failed
+            failed = f", {self.failed} failed" if self.failed else ""
+            seconds = time.monotonic() - self.meter.began
+            self._print(
+                f"{good} of {self.sources} done{failed}: {self.meter.done} frames in"
+                f" {seconds:.1f} s ({self.meter.fps:.1f} fps)"
+            )
+
+    def _line(self, total: int | None) -> str:
+        done, fps = self.meter.done, self.meter.fps
+        of = f"/{total}" if total else ""
+        left = f", {format_seconds((total - done) / fps)} left" if total and fps else ""
+        return f"{done}{of} frames, {fps:.1f} fps{left}"
+
+    def _show_report(self, report: SourceReport) -> None:
+        if report.error is not None:
+            self.failed += 1
+            self._print(f"error: {report.error}")
+            if report.details and self.verbose:
+                self._print(report.details)
+        if not self.quiet:
+            for note in report.notes:
+                self._print(f"note: {report.source}: {note}")
+        if self.as_json:
+            print(json.dumps(asdict(report), ensure_ascii=False), flush=True)
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self.stream, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _make_bar(stream: TextIO) -> tuple[Any, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[fps]}"),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+    )
+    return bar, bar.add_task("starting", total=None, fps="")

@@ -1,0 +1,269 @@
+"""`roadmask run`: checks what is asked, decides where the stages run, and runs them.
+
+Where the stages run never changes a label.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from models.spec import DEFAULT_MODEL, ModelFiles, Spec, SpecError, find_model
+from pipeline import __version__
+from pipeline.engines import EngineChoice, choose_engine
+from pipeline.errors import ConfigError, ModelError, OutputError
+from pipeline.frames import LabelBatch
+from pipeline.settings import available_cores
+from pipeline.sinks import OutputOptions
+from pipeline.sources import Source, expand
+from pipeline.stages import (
+    Job,
+    RunEvent,
+    SourceReport,
+    ahead,
+    make_decoder,
+    make_segmenter,
+    one_line,
+    process,
+)
+
+PLACEMENTS = ("auto", "fused", "spread", "inline")
+SPREAD_LANES = 8
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `roadmask run` was asked to do.
+
+    Attributes:
+        sources: files, folders, globs.
+        out: folder that gets one folder a source.
+        options: which files to write.
+        model: a shipped model's name or a model's folder.
+        engine: "auto", "cpu", "cuda" or "tensorrt".
+        size_hw: input size of the network in pixels, multiples of 8; None for what the model says.
+        placement: "auto", "fused", "spread" or "inline".
+        address: of a running Ray cluster; None for a Ray of our own on this machine.
+        chunk: frames a batch, at least 1.
+    """
+
+    sources: tuple[str, ...]
+    out: Path
+    options: OutputOptions
+    model: str = DEFAULT_MODEL
+    engine: str = "auto"
+    size_hw: tuple[int, int] | None = None
+    placement: str = "auto"
+    address: str | None = None
+    chunk: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError("no source given: name a video, a folder or a glob")
+        if self.placement not in PLACEMENTS:
+            raise ConfigError(
+                f"unknown placement {self.placement!r}: choose one of {', '.join(PLACEMENTS)}"
+            )
+        if self.chunk < 1:
+            raise ConfigError(f"chunk must be at least 1 frame, got {self.chunk}")
+        if self.placement == "inline" and self.address is not None:
+            raise ConfigError("--inline runs in this process: it cannot be combined with --address")
+        if self.size_hw is not None and (min(self.size_hw) < 32 or any(s % 8 for s in self.size_hw)):
+            height, width = self.size_hw
+            raise ConfigError(
+                f"size must be multiples of 8 from 32 up, height x width, got {height}x{width}"
+            )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the stages run, and why.
+
+    Attributes:
+        name: "inline", "fused" or "spread".
+        lanes: sources worked on at once.
+        reason: in words, for the log and the manifest.
+    """
+
+    name: str
+    lanes: int
+    reason: str
+
+
+def place(config: RunConfig, choice: EngineChoice, sources: int) -> Placement:
+    """Decide where the stages run. A fused actor keeps full-size frames in one process, which is faster
+    wherever the streams don't need to meet in one engine."""
+    cores = available_cores()
+    fused_lanes = max(1, min(sources, cores // 2))
+    spread_lanes = max(1, min(sources, SPREAD_LANES))
+    if config.placement == "inline":
+        return Placement("inline", 1, "asked for")
+    if config.placement == "fused":
+        return Placement("fused", fused_lanes, "asked for")
+    if config.placement == "spread":
+        return Placement("spread", spread_lanes, "asked for")
+    if choice.name == "cuda" and sources > 1:
+        return Placement("spread", spread_lanes, "one GPU serves several streams in a batch")
+    why = "the CPU engine gains nothing by batching streams" if choice.name == "cpu" else "one stream"
+    return Placement("fused", fused_lanes, why)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run, ready to go.
+
+    Attributes:
+        job: what all sources have in common.
+        sources: what will be worked on, in order.
+        failures: reports of what was named but isn't there.
+        placement: where the stages will run.
+        address: of the Ray cluster, None for one of our own.
+    """
+
+    job: Job
+    sources: tuple[Source, ...]
+    failures: tuple[SourceReport, ...]
+    placement: Placement
+    address: str | None
+
+    def decisions(self) -> Iterator[str]:
+        """What was decided and why, a line each."""
+        choice, placement = self.job.choice, self.placement
+        yield f"engine {choice.name} ({choice.runtime}): {choice.reason}"
+        yield f"placement {placement.name}, {placement.lanes} at once: {placement.reason}"
+
+
+def prepare(config: RunConfig) -> Plan:
+    """Check all that can be checked before anything runs, and decide where it runs.
+
+    Raises ConfigError, ModelError, EngineError or OutputError.
+    """
+    files, spec = _model(config.model)
+    choice = choose_engine(config.engine)
+    expansion = expand(config.sources)
+    _check_out(config.out)
+    placement = place(config, choice, len(expansion.sources))
+    return Plan(
+        job=_job(config, files, spec, choice, placement),
+        sources=tuple(expansion.sources),
+        failures=tuple(
+            SourceReport(given, given, error=one_line(error)) for given, error in expansion.failures
+        ),
+        placement=placement,
+        address=config.address,
+    )
+
+
+def run(plan: Plan, stop: Callable[[], bool] = lambda: False) -> Iterator[RunEvent]:
+    """Run all sources of a plan and give events as they come; each source's last is its report.
+
+    Args:
+        stop: asked often; once True, what is decoded is finished, files are closed and the run ends.
+    """
+    yield from plan.failures
+    if plan.sources and plan.placement.name != "inline":
+        from pipeline.actors import run_on_ray  # Ray takes a second to import
+
+        yield from run_on_ray(
+            plan.job, plan.sources, fused=plan.placement.name == "fused",
+            lanes=plan.placement.lanes, address=plan.address, stop=stop,
+        )  # fmt: skip
+    elif plan.sources:
+        segmenter = make_segmenter(plan.job)
+        for source in plan.sources:
+            if stop():
+                return
+            yield from process(plan.job, source, segmenter, stop=stop, threads=False)
+
+
+def _model(name: str) -> tuple[ModelFiles, Spec]:
+    """The model's files and specification. Raises ModelError.
+
+    Whether the weights fit is found out by whoever loads them: that needs torch.
+    """
+    try:
+        files = find_model(name)
+        spec = files.spec()
+    except SpecError as error:
+        raise ModelError(str(error)) from error
+    return files, spec
+
+
+def _job(
+    config: RunConfig, files: ModelFiles, spec: Spec, choice: EngineChoice, placement: Placement
+) -> Job:
+    facts: dict[str, Any] = {
+        "model": {"name": spec.name, "weights_sha256": files.weights_sha256(),
+                  "size_hw": config.size_hw or "by the source's aspect"},
+        "engine": {"name": choice.name, "runtime": choice.runtime, "reason": choice.reason,
+                   "threads": choice.threads},
+        "placement": {"name": placement.name, "lanes": placement.lanes,
+                      "reason": placement.reason},
+        "versions": versions(),
+    }  # fmt: skip
+    return Job(
+        out=config.out.absolute(), options=config.options, model=str(files.folder.absolute()),
+        choice=choice, size_hw=config.size_hw, chunk=config.chunk, slots=SPREAD_LANES, facts=facts,
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, from package metadata: nothing is imported."""
+    found = {"roadmask": __version__, "python": platform.python_version()}
+    for name in ("av", "numpy", "opencv-python-headless", "openvino", "ray", "torch"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _check_out(out: Path) -> None:
+    """Make the output folder and see that it can be written to. Raises OutputError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out, prefix=".roadmask-"):
+            pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise OutputError(f"cannot write to output folder {out}: {why}; give another --out") from error
+
+
+def segment(
+    source: str | os.PathLike[str],
+    model: str = DEFAULT_MODEL,
+    engine: str = "auto",
+    *,
+    chunk: int = 8,
+    pictures: bool = False,
+) -> Iterator[LabelBatch]:
+    """The label batches of any one source, in order, in this process.
+
+    Args:
+        source: a video file or a folder of images.
+        pictures: whether batches bring their full-size frames along.
+
+    Raises PipelineError if the source, the model or the engine is not there.
+    """
+    files, spec = _model(model)
+    expansion = expand([os.fspath(source)])
+    for _, error in expansion.failures:
+        raise error
+    if len(expansion.sources) != 1:
+        raise ConfigError(f"{source} holds {len(expansion.sources)} videos: give one at a time")
+    job = Job(
+        out=Path(), options=OutputOptions(overlay=pictures), model=str(files.folder),
+        choice=choose_engine(engine), chunk=chunk, slots=1,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        decoder = stack.enter_context(make_decoder(job, expansion.sources[0]))
+        frames = stack.enter_context(closing(ahead(decoder, 2)))
+        items = stack.enter_context(closing(make_segmenter(job).labels(frames)))
+        yield from (item for item in items if isinstance(item, LabelBatch))

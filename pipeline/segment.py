@@ -1,0 +1,128 @@
+"""The segmenter: frames of many streams in, label maps out, each stream with its own memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, nullcontext
+from threading import Lock
+
+import numpy as np
+
+from pipeline.batch import Batcher, Request
+from pipeline.engines import Engine, MakeEngine
+from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, LabelBatch, LabelItem
+from pipeline.state import StateTable
+
+
+class Segmenter:
+    """Labels the frames of any number of streams. `labels` may run in many threads, one a stream.
+
+    Args:
+        make_engine: makes the engine for an input size; called once for each size that occurs.
+        window_seconds: how long a batch waits for other streams, where batches are faster at all.
+        longest_gap_seconds: a gap in a stream up to this long keeps its memory.
+    """
+
+    def __init__(
+        self,
+        make_engine: MakeEngine,
+        window_seconds: float = 0.005,
+        longest_gap_seconds: float = 1.0,
+    ) -> None:
+        self._make_lane: Callable[[tuple[int, int]], _Lane] = lambda model_hw: _Lane(
+            make_engine(model_hw), window_seconds, longest_gap_seconds
+        )
+        self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._lock = Lock()
+
+    def _lane(self, model_hw: tuple[int, int]) -> _Lane:
+        with self._lock:
+            if model_hw not in self._lanes:
+                self._lanes[model_hw] = self._make_lane(model_hw)
+            return self._lanes[model_hw]
+
+    def labels(self, frames: Iterable[FrameItem]) -> Iterator[LabelItem]:
+        """One stream's items, in order: a `LabelBatch` for each `FrameBatch`; gaps and the end go by.
+
+        Closing the iterator closes `frames` and frees the stream's slot.
+        """
+        lane: _Lane | None = None
+        stream_id = ""
+        # A decoder that is still running must stop when its consumer fails.
+        guard = closing(frames) if hasattr(frames, "close") else nullcontext()  # type: ignore[type-var]
+        with guard:
+            try:
+                for item in frames:
+                    if isinstance(item, FrameBatch):
+                        there = self._lane(item.model_hw)
+                        if there is not lane:  # the size changed: the memory stays behind
+                            if lane is not None:
+                                lane.leave(stream_id)
+                            lane, stream_id = there, item.stream.stream_id
+                            lane.join(stream_id)
+                        yield lane.label(item)
+                        continue
+                    if isinstance(item, Gap) and lane is not None:
+                        lane.pass_gap(item)
+                    yield item
+                    if isinstance(item, EndOfStream):
+                        return
+            finally:
+                if lane is not None:
+                    lane.leave(stream_id)
+
+
+class _Lane:
+    """One input size: its engine, the engine's slots, and the batcher before it."""
+
+    def __init__(
+        self, engine: Engine, window_seconds: float, longest_gap_seconds: float
+    ) -> None:
+        self.engine = engine
+        self.states = StateTable(engine, longest_gap_seconds)
+        self.states_lock = Lock()
+        batches = engine.batches
+        self.batcher = Batcher(
+            self._step,
+            largest=engine.slots if batches else 1,
+            window_seconds=window_seconds if batches else 0.0,
+        )
+
+    def join(self, stream_id: str) -> None:
+        self.batcher.join(stream_id)
+
+    def leave(self, stream_id: str) -> None:
+        self.batcher.leave(stream_id)
+        with self.states_lock:
+            self.states.release(stream_id)
+
+    def pass_gap(self, gap: Gap) -> None:
+        with self.states_lock:
+            self.states.pass_gap(gap)
+
+    def label(self, frames: FrameBatch) -> LabelBatch:
+        done = self.batcher.submit(frames)
+        assert done.labels is not None
+        assert done.steps is not None
+        return LabelBatch(
+            stream=frames.stream,
+            frame_index=frames.frame_index,
+            pts=frames.pts,
+            labels=done.labels,
+            decoded_at=frames.decoded_at,
+            labelled_at=time.monotonic(),
+            steps=done.steps,
+            pictures=frames.pictures,
+        )
+
+    def _step(self, batch: list[Request]) -> None:
+        ids = [request.frames.stream.stream_id for request in batch]
+        pixels = np.stack([request.frames.pixels for request in batch])
+        with self.states_lock:
+            slots, reset = self.states.acquire(ids)
+            labels = self.engine.step(pixels, slots, reset)
+            for request, found in zip(batch, labels, strict=True):
+                stream_id = request.frames.stream.stream_id
+                request.steps = self.states.advance(stream_id, len(found))
+                request.labels = found

@@ -1,0 +1,278 @@
+"""The last stage: everything `roadmask run` leaves for one source.
+
+with Sink(folder, palette, OutputOptions(overlay=True), facts) as sink:
+    for item in items:  # LabelBatch, Gap, EndOfStream
+        ...sink.write(item), sink.note_gap(item) or sink.finish(item)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.frames import EndOfStream, Gap, LabelBatch, Pictures, StreamInfo
+from pipeline.palette import Palette
+from pipeline.parts import PartFile, output_errors, prepare_folder, sync
+from pipeline.writers import (
+    ColorVideo,
+    LabelImages,
+    LabelledFrame,
+    LabelVideo,
+    OverlayVideo,
+    StatsFile,
+    Writer,
+    resize_labels,
+)
+
+MANIFEST = "manifest.json"
+_LABEL_FORMATS = ("mkv", "png", "none")
+_MOST_GAPS = 1000
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Which files to write, and how. `stats.jsonl` and `manifest.json` are always written.
+
+    Attributes:
+        labels: "mkv" for one lossless video, "png" for an image a frame, "none".
+        color: whether to write `color.mp4`.
+        overlay: whether to write `overlay.mp4`; needs `LabelBatch.pictures`.
+        opacity: of the colours in the overlay, 0 to 1.
+        encoder_threads: threads of each video encoder, 0 for as many as there are cores.
+    """
+
+    labels: str = "mkv"
+    color: bool = True
+    overlay: bool = False
+    opacity: float = 0.5
+    encoder_threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.labels not in _LABEL_FORMATS:
+            raise ValueError(f"labels must be one of {_LABEL_FORMATS}, got {self.labels!r}")
+        if not 0 <= self.opacity <= 1:
+            raise ValueError(f"opacity must be 0 to 1, got {self.opacity}")
+        if self.encoder_threads < 0:
+            raise ValueError(
+                f"encoder_threads must be 0 (one a core) or more, got {self.encoder_threads}"
+            )
+
+
+class Sink:
+    """Writes one source's files; they get their final names together, in `finish`.
+
+    Until then everything is under temporary names in the same folder, so after an error, or a crash
+    of the machine, nothing half-written looks like a result, and an earlier run's files are still
+    there. As a context manager, leaving without `finish` aborts.
+    """
+
+    def __init__(
+        self, folder: Path, palette: Palette, options: OutputOptions, manifest: dict[str, Any]
+    ) -> None:
+        """
+        Args:
+            folder: where the files go; made if it is missing.
+            palette: names and colours of the classes.
+            options: which files to write.
+            manifest: what the manifest shall say beside what the sink knows: model, engine,
+                versions and the like.
+
+        Raises:
+            OutputError: the folder cannot be made or written in.
+        """
+        self._folder, self._palette, self._options = Path(folder), palette, options
+        self._facts = dict(manifest)
+        self._started_at = datetime.now(UTC)
+        self._writers: dict[str, Writer] = {}
+        self._stream: StreamInfo | None = None
+        self._gaps: list[dict[str, Any]] = []
+        self._gap_count = 0
+        self._notes: list[str] = []
+        self._frames = 0
+        self._first_pts: int | None = None
+        self._last: tuple[int, int] | None = None  # index and pts
+        self._closed = False
+        self._new_folder = prepare_folder(self._folder)
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def write(self, batch: LabelBatch) -> None:
+        """Write a batch's frames to every output. Raises OutputError; abort after it."""
+        self._expect_open()
+        if self._last and (batch.frame_index, batch.pts[0]) <= self._last:
+            raise ValueError(
+                f"frame_index and pts must increase, got {batch.frame_index}, {batch.pts[0]}"
+                f" after {self._last}"
+            )
+        if not self._writers:
+            self._open(batch.stream)
+        self._note_size(batch)
+        for frame in _frames(batch):
+            for writer in self._writers.values():
+                writer.write(frame)
+        if self._first_pts is None:
+            self._first_pts = batch.pts[0]
+        self._last = (batch.frame_index + len(batch) - 1, batch.pts[-1])
+        self._frames += len(batch)
+
+    def note_gap(self, gap: Gap) -> None:
+        """Tell the manifest of frames that are missing, or of a cut."""
+        self._gap_count += 1
+        if len(self._gaps) < _MOST_GAPS:
+            self._gaps.append(
+                {"frame_index": gap.frame_index, "seconds": gap.seconds, "reason": gap.reason}
+            )
+
+    def finish(self, end: EndOfStream) -> dict[str, Any]:
+        """Close all files, give them their final names, the manifest last; returns the manifest.
+
+        An interrupted stream is finished like any other and its manifest says so. Files of an
+        earlier run that this one makes too are replaced, others stay.
+
+        Raises:
+            OutputError: a file could not be completed; then everything is aborted.
+        """
+        self._expect_open()
+        try:
+            if not self._writers:
+                self._writers["stats.jsonl"] = self._stats()
+            outputs = {
+                name: writer.close(end.interrupted) for name, writer in self._writers.items()
+            }
+            manifest = self._manifest(end, outputs)
+            self._publish(manifest)
+        except BaseException:
+            self.abort()
+            raise
+        self._closed = True
+        return manifest
+
+    def abort(self) -> None:
+        """Remove everything that is not finished; no error, whatever the state."""
+        if self._closed:
+            return
+        self._closed = True
+        for writer in self._writers.values():
+            writer.abort()
+        if self._new_folder:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
+
+    def close(self) -> None:
+        """Abort unless finished. May be called again."""
+        self.abort()
+
+    def _expect_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"the sink of {self._folder} is closed")
+
+    def _open(self, stream: StreamInfo) -> None:
+        """Open the outputs, one by one, so that `abort` knows those that were opened."""
+        options, threads = self._options, self._options.encoder_threads
+        self._stream, folder = stream, self._folder
+        if options.color:
+            self._writers["color.mp4"] = ColorVideo(
+                folder / "color.mp4", stream, self._palette, threads
+            )
+        if options.overlay:
+            self._writers["overlay.mp4"] = OverlayVideo(
+                folder / "overlay.mp4", stream, self._palette, options.opacity, threads
+            )
+        if options.labels == "mkv":
+            self._writers["labels.mkv"] = LabelVideo(folder / "labels.mkv", stream, threads)
+        if options.labels == "png":
+            self._writers["labels"] = LabelImages(folder / "labels", stream)
+        self._writers["stats.jsonl"] = self._stats()
+
+    def _stats(self) -> StatsFile:
+        return StatsFile(self._folder / "stats.jsonl", self._palette)
+
+    def _note_size(self, batch: LabelBatch) -> None:
+        assert self._stream is not None
+        if batch.stream.size_hw != self._stream.size_hw:
+            height, width = batch.stream.size_hw
+            note = f"the size changes to {width}x{height} on the way: videos keep their first size"
+            if note not in self._notes:
+                self._notes.append(note)
+
+    def _publish(self, manifest: dict[str, Any]) -> None:
+        final = self._folder / MANIFEST
+        part = PartFile(final)
+        try:
+            with output_errors(final):
+                text = json.dumps(manifest, indent=2, ensure_ascii=False, default=str)
+                # Names that are not UTF-8 arrive as lone surrogates; JSON can escape those.
+                part.file.write(text.encode("utf-8", "backslashreplace") + b"\n")
+            part.close()
+            with output_errors(final):
+                # From here to the end files of two runs lie side by side: no manifest vouches.
+                final.unlink(missing_ok=True)
+            for writer in self._writers.values():
+                writer.publish()
+            part.publish()
+        except BaseException:
+            part.discard()
+            raise
+        with output_errors(self._folder):
+            sync(self._folder)
+
+    def _manifest(self, end: EndOfStream, outputs: dict[str, Any]) -> dict[str, Any]:
+        stream = self._stream or end.stream
+        writer_notes = [note for writer in self._writers.values() for note in writer.notes]
+        return {
+            "source": stream.source,
+            "stream_id": stream.stream_id,
+            **self._facts,
+            "size_hw": list(stream.size_hw),
+            "rotation_degrees": stream.rotation_degrees,
+            "time_base": str(stream.time_base),
+            "average_rate": str(stream.average_rate) if stream.average_rate else None,
+            "matrix": stream.matrix,
+            "details": stream.details,
+            "classes": list(self._palette.classes),
+            "palette": self._palette.rgb.tolist(),
+            "frames_in": end.frame_count,
+            "frames_out": self._frames,
+            "first_pts": self._first_pts,
+            "last_pts": self._last[1] if self._last else None,
+            "corrupt_frames": end.corrupt_frames,
+            "undecodable_packets": end.undecodable_packets,
+            "repaired_pts": end.repaired_pts,
+            "gap_count": self._gap_count,
+            "gaps": self._gaps,
+            "notes": [*end.notes, *self._notes, *writer_notes],
+            "interrupted": end.interrupted,
+            "outputs": outputs,
+            "started_at": self._started_at.isoformat(timespec="milliseconds"),
+            "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        }
+
+
+def _frames(batch: LabelBatch) -> Iterator[LabelledFrame]:
+    """The frames of a batch, their labels resized once for all writers."""
+    pictures: Pictures | None = batch.pictures
+    for place, labels in enumerate(batch.labels):
+        yield LabelledFrame(
+            stream=batch.stream,
+            index=batch.frame_index + place,
+            pts=batch.pts[place],
+            small=labels,
+            full=resize_labels(labels, batch.stream.size_hw),
+            picture=(pictures.y[place], pictures.u[place], pictures.v[place]) if pictures else None,
+            latency_ms=1000 * (batch.labelled_at - batch.decoded_at[place]),
+        )

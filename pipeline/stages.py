@@ -1,0 +1,251 @@
+"""One source's way from decoder to sink. Plain code: it runs the same in one process and in actors."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+
+from models.spec import Spec, find_model
+from pipeline.decode import Decoder
+from pipeline.engines import EngineChoice, engine_factory
+from pipeline.errors import PipelineError
+from pipeline.frames import EndOfStream, Gap, LabelItem
+from pipeline.palette import Palette
+from pipeline.segment import Segmenter
+from pipeline.sinks import OutputOptions, Sink
+from pipeline.sources import Source
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all sources of a run have in common; it crosses to other processes.
+
+    Attributes:
+        out: folder that gets one folder a source.
+        options: which files to write.
+        model: folder of the model.
+        choice: the engine.
+        size_hw: input size of the network, None for what the model's specification says.
+        chunk: frames a batch.
+        slots: streams whose states an engine holds at once.
+        facts: what the manifest says of model, engine, placement and versions.
+    """
+
+    out: Path
+    options: OutputOptions
+    model: str
+    choice: EngineChoice
+    size_hw: tuple[int, int] | None = None
+    chunk: int = 8
+    slots: int = 8
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def spec(self) -> Spec:
+        return find_model(self.model).spec()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a source is.
+
+    Attributes:
+        stream_id: which one.
+        frames: frames written so far.
+        frame_count: what the container promises, None if it doesn't say.
+    """
+
+    stream_id: str
+    frames: int
+    frame_count: int | None
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """How a source ended.
+
+    Attributes:
+        stream_id, source: which one.
+        frames: frames written.
+        error: one line for the user, None if all went well.
+        notes: what else the user should know, a line each.
+        folder: where its files are, None if there are none.
+        interrupted: it was stopped before its end.
+        details: the traceback of an error nobody foresaw.
+    """
+
+    stream_id: str
+    source: str
+    frames: int = 0
+    error: str | None = None
+    notes: tuple[str, ...] = ()
+    folder: str | None = None
+    interrupted: bool = False
+    details: str | None = None
+
+
+RunEvent = Progress | SourceReport
+
+
+def make_decoder(job: Job, source: Source, stop: Callable[[], bool] | None = None) -> Decoder:
+    """The decoder of a source, at the size the job's network wants."""
+    cv2.setNumThreads(1)  # the stages run side by side: more threads would only get in their way
+    size_hw, spec = job.size_hw, job.spec()
+    return Decoder(
+        source,
+        model_hw=spec.model_hw if size_hw is None else lambda _: size_hw,
+        chunk=job.chunk,
+        pictures=job.options.overlay,
+        stop=stop,
+    )
+
+
+def make_segmenter(job: Job) -> Segmenter:
+    """A segmenter with the job's engine; the network is compiled when the first frame comes."""
+    files = find_model(job.model)
+    return Segmenter(engine_factory(job.choice, files, files.spec(), job.slots))
+
+
+def drain(job: Job, source: Source, items: Iterable[LabelItem]) -> Iterator[RunEvent]:
+    """Write a source's label items to its files; the last event is the report, if nothing failed.
+
+    An error leaves no file under a final name.
+    """
+    cv2.setNumThreads(1)
+    spec = job.spec()
+    palette = Palette(spec.classes, np.array(spec.palette_rgb, np.uint8))
+    folder, frames = job.out / source.stream_id, 0
+    with Sink(folder, palette, job.options, dict(job.facts)) as sink:
+        for item in items:
+            if isinstance(item, Gap):
+                sink.note_gap(item)
+            elif isinstance(item, EndOfStream):
+                sink.finish(item)
+                yield _report(source, item, folder)
+            else:
+                sink.write(item)
+                frames += len(item)
+                yield Progress(source.stream_id, frames, item.stream.frame_count)
+
+
+def _report(source: Source, end: EndOfStream, folder: Path) -> SourceReport:
+    notes = list(end.notes)
+    if end.corrupt_frames:
+        notes.append(f"{end.corrupt_frames} frames are damaged")
+    if end.undecodable_packets:
+        notes.append(f"{end.undecodable_packets} packets could not be decoded")
+    return SourceReport(
+        source.stream_id, source.uri, end.frame_count, None, tuple(notes), str(folder),
+        end.interrupted,
+    )  # fmt: skip
+
+
+def process(
+    job: Job, source: Source, segmenter: Segmenter, *, stop: Callable[[], bool], threads: bool
+) -> Iterator[RunEvent]:
+    """All three stages of a source in this process; always ends in a `SourceReport`.
+
+    Args:
+        stop: asked after each packet; True finishes what is decoded and closes the files.
+        threads: decode, label and write side by side instead of in turn.
+    """
+
+    def events() -> Iterator[RunEvent]:
+        with ExitStack() as stack:  # closed last to first: each stage stops the one before it
+            decoder = stack.enter_context(make_decoder(job, source, stop))
+            frames = stack.enter_context(closing(ahead(decoder, 2) if threads else iter(decoder)))
+            items = stack.enter_context(closing(segmenter.labels(frames)))
+            if threads:
+                items = stack.enter_context(closing(ahead(items, 2)))
+            yield from drain(job, source, items)
+
+    return guarded(source, events())
+
+
+def guarded(source: Source, events: Iterator[RunEvent]) -> Iterator[RunEvent]:
+    """Turn whatever goes wrong into a report, so that no source harms another."""
+    try:
+        yield from events
+    except Exception as error:
+        yield failure(source, error)
+
+
+def failure(source: Source, error: BaseException) -> SourceReport:
+    """The report of a source that failed; errors nobody foresaw bring their traceback."""
+    cause = root_cause(error)
+    if isinstance(cause, PipelineError):
+        return SourceReport(source.stream_id, source.uri, error=one_line(cause))
+    details = "".join(traceback.format_exception(cause))
+    message = f"{source.uri}: internal error, please report it: {type(cause).__name__}: "
+    return SourceReport(
+        source.stream_id, source.uri, error=message + one_line(cause), details=details
+    )
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error itself, out of the wrappers that other processes put around it."""
+    while isinstance(getattr(error, "cause", None), BaseException):
+        error = error.cause  # type: ignore[attr-defined]
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: BaseException
+
+
+_END = object()
+
+
+def ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
+    """Run an iterable in a thread of its own, at most `depth` items ahead of the consumer.
+
+    Errors come out where the item would have. Closing the generator stops the thread and closes the
+    iterable, so no stage outlives its consumer, even if that failed while the queue was full.
+    """
+    queue: Queue[Any] = Queue(maxsize=depth)
+    stopped = Event()
+
+    def produce() -> None:
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                queue.put(item)
+                if stopped.is_set():
+                    return
+            queue.put(_END)
+        except BaseException as error:
+            queue.put(_Failed(error))
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    thread = Thread(target=produce, name=f"ahead-{depth}", daemon=True)
+    thread.start()
+    try:
+        while (item := queue.get()) is not _END:
+            if isinstance(item, _Failed):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        while thread.is_alive():
+            try:  # make room, so that a producer waiting for it sees the flag
+                queue.get_nowait()
+            except Empty:
+                thread.join(0.01)

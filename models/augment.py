@@ -54,7 +54,7 @@ class Look:
         if self.noise:
             grain = np.empty(out.shape, np.int16)
             cv2.setRNGSeed(int(rng.integers(2**31)))
-            cv2.randn(grain, 0, self.noise)
+            cv2.randn(grain, np.zeros(3), np.full(3, self.noise))
             out = cv2.add(out, grain, dtype=cv2.CV_8U)
         return np.asarray(out)
 
@@ -133,9 +133,7 @@ def warp(
     matrix, size_wh = window.matrix(crop_hw), crop_hw[::-1]
     flags = cv2.INTER_AREA if window.scale < 0.7 else cv2.INTER_LINEAR
     picture = cv2.warpAffine(rgb, matrix, size_wh, flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-    moved = cv2.warpAffine(
-        labels, matrix, size_wh, flags=cv2.INTER_NEAREST, borderValue=(IGNORE,)
-    )
+    moved = cv2.warpAffine(labels, matrix, size_wh, flags=cv2.INTER_NEAREST, borderValue=(IGNORE,))
     return picture, moved
 
 

@@ -20,7 +20,9 @@ def build(spec: Spec) -> RoadNet:
     try:
         return NETWORKS[spec.network](classes=len(spec.classes), **spec.options)
     except TypeError as error:
-        raise SpecError(f"network {spec.network!r} does not take {spec.options}: {error}") from error
+        raise SpecError(
+            f"network {spec.network!r} does not take {spec.options}: {error}"
+        ) from error
 
 
 def load(name_or_path: str = "roadnet") -> tuple[RoadNet, Spec]:

@@ -18,7 +18,6 @@ from threading import Thread
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -191,7 +190,7 @@ class Trainer:
 
     def _update(self, batch: tuple[Tensor, Tensor], phase: Phase, rate: float) -> float:
         """One optimiser step; returns the loss. Raises FloatingPointError if it is not finite."""
-        frames, labels = batch
+        frames, labels = batch[0].movedim(-1, 2).float(), batch[1].long()
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -287,14 +286,14 @@ def _decay_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
 
 
 def _ahead(sampler: ClipSampler, phase: Phase, steps: range) -> Queue[tuple[Tensor, Tensor]]:
-    """Make the batches of `steps` in a thread, at most three ahead of their use."""
+    """Make the batches of `steps` in a thread, at most three ahead of their use: uint8, RGB last."""
     batches: Queue[tuple[Tensor, Tensor]] = Queue(maxsize=3)
 
     def produce() -> None:
         for step in steps:
             rgb, labels = sampler.batch(step, phase.batch, phase.frames)
-            frames = torch.from_numpy(np.ascontiguousarray(rgb)).movedim(-1, 2)
-            batches.put((frames.float(), torch.from_numpy(labels).long()))
+            # No torch arithmetic here: its threads would spin beside those of the training.
+            batches.put((torch.from_numpy(rgb), torch.from_numpy(labels)))
 
     Thread(target=produce, daemon=True).start()
     return batches

@@ -8,7 +8,9 @@ decoder, memory stays bounded, and nothing polls.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -16,6 +18,7 @@ from threading import Event
 from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it writes to the terminal and the network
+os.environ.setdefault("RAY_worker_niceness", "0")  # the workers are what the user waits for
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
@@ -38,6 +41,8 @@ from pipeline.stages import (
 )
 
 UNREAD_BATCHES = 2  # batches a producer may be ahead of its consumer in another process
+# Batches between a decoder and its sink: unread ones on both hops, and one in each stage's hands.
+BATCHES_ON_THE_WAY = 2 * UNREAD_BATCHES + 4
 UNREAD_EVENTS = 64  # progress events the driver may be behind
 SHARED_MEMORY_BYTES = 512 * 2**20  # Ray's object store; what does not fit is spilled to disk
 
@@ -64,6 +69,8 @@ class DecoderActor:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.stopping = Event()
+        # Ray loses count of a reference that goes on inside a streamed item: the owner keeps its own.
+        self.on_the_way: deque[Any] = deque(maxlen=BATCHES_ON_THE_WAY)
 
     def frames(self, source: Source) -> Iterator[FrameItem]:
         with (
@@ -73,7 +80,8 @@ class DecoderActor:
             for item in items:
                 if isinstance(item, FrameBatch) and item.pictures is not None:
                     # A reference goes on with the batch; the segmenter never loads the pictures.
-                    item = replace(item, pictures=ray.put(item.pictures))  # noqa: PLW2901
+                    self.on_the_way.append(ray.put(item.pictures))
+                    item = replace(item, pictures=self.on_the_way[-1])  # noqa: PLW2901
                 yield item
 
     def stop(self) -> None:
@@ -148,7 +156,7 @@ def cluster(address: str | None) -> Iterator[None]:
     if address is not None:
         arguments = {"address": address}
     try:
-        ray.init(logging_level="ERROR", log_to_driver=False, configure_logging=False, **arguments)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=False, **arguments)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"no Ray cluster at {address!r}: {first}") from error
@@ -223,7 +231,7 @@ def _actor(
     options: dict[str, Any] = {"num_cpus": cpus, "max_concurrency": threads}
     if groups:
         options["concurrency_groups"] = groups
-    return ray.remote(kind).options(**options).remote(job)
+    return ray.remote(**options)(kind).remote(job)
 
 
 def run_on_ray(

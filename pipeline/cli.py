@@ -28,7 +28,9 @@ app = typer.Typer(
     help="Streaming semantic segmentation of driving footage: footage in, class masks out.",
 )
 samples_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Get sample footage: rendered, or real by URL."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Get sample footage: rendered, or real by URL.",
 )
 app.add_typer(samples_app, name="samples")
 
@@ -50,7 +52,9 @@ class Stopper:
             self.pressed = True
             say("stopping: finishing what is decoded (Ctrl-C again gives up at once)")
 
-        before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -99,9 +103,12 @@ def run(
     ] = "mkv",
     color: Annotated[bool, typer.Option(help="Write color.mp4, the class colours.")] = True,
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Write overlay.mp4, masks over the footage, with sound.")
+        bool,
+        typer.Option("--overlay", help="Write overlay.mp4, masks over the footage, with sound."),
     ] = False,
-    model: Annotated[str, typer.Option(help="A shipped model's name or a model's folder.")] = "roadnet",
+    model: Annotated[
+        str, typer.Option(help="A shipped model's name or a model's folder.")
+    ] = "roadnet",
     engine: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
     ] = "auto",
@@ -191,7 +198,9 @@ def render(
 @samples_app.command()
 def download(
     out: Annotated[Path, typer.Option(help="Folder for the clips.")],
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All if none.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="All if none.")
+    ] = None,
 ) -> None:
     """Download real driving clips under free licences, checked by SHA-256."""
     from pipeline import samples
@@ -212,6 +221,32 @@ def train(
         print(training.main(config, out))
     except (ValueError, FloatingPointError) as error:
         raise ConfigError(str(error)) from error
+
+
+@app.command()
+def bench(
+    source: Annotated[
+        str, typer.Argument(metavar="VIDEO", help="A video file.")
+    ] = "sample_videos/city_drive.mp4",
+    model: Annotated[
+        str, typer.Option(help="A shipped model's name or a model's folder.")
+    ] = "roadnet",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
+    ] = "auto",
+    rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs.")] = 3,
+) -> None:
+    """Measure this pipeline against the loop people write: a table, then a line of JSON."""
+    import json
+
+    from pipeline.bench import compare, table
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    result = compare(source, model=model, engine=engine, rounds=rounds, say=say)
+    print(table(result))
+    print(json.dumps(result))
 
 
 def main() -> None:

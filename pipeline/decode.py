@@ -81,7 +81,7 @@ class Decoder:
         self.close()
 
     def close(self) -> None:
-        """Closes the source. May be called more than once."""
+        """Closes the source; not while another thread iterates: that is what `stop` is for."""
         reader, self._reader = self._reader, None
         if reader is not None:
             reader.close()
@@ -99,6 +99,8 @@ class Decoder:
             yield from self._items(reader)
         finally:
             reader.close()
+            if self._reader is reader:  # frees the codec and its threads too
+                self._reader = None
 
     def _open(self) -> VideoReader | ImageReader:
         if self._source.kind == "images":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -175,9 +176,6 @@ class Mp4Writer:
         assert self._encoder is not None
         for packet in self._encoder.encode(frame):
             assert packet.pts is not None
-            packet.duration = max(
-                1, round(self._last_ticks * self._settings.time_base * self._scale)
-            )
             self._stamp(packet, packet.pts * self._settings.time_base)
             packet.stream = self._stream
             self._container.mux_one(packet)
@@ -187,6 +185,9 @@ class Mp4Writer:
         self._last_stored = max(self._last_stored + 1, round(seconds * self._scale))
         packet.pts = packet.dts = self._last_stored
         packet.time_base = Fraction(1, self._scale)
+        # Counts for the last frame only: others last until the next one.
+        shown = self._last_ticks * self._settings.time_base * self._scale
+        packet.duration = min(max(1, round(shown)), _LARGEST_INT - 1)
 
     def _copy_audio(self, until_seconds: Fraction | None) -> None:
         if self._audio is None:
@@ -222,13 +223,22 @@ class Mp4Writer:
         """Copy what an earlier file has into the new one."""
         self._last_stored = -1
         with av.open(f"file:{before}") as earlier:
+            # The file has lengths where the encoder's packets, which follow, have start codes.
+            to_encoders = BitStreamFilterContext("h264_mp4toannexb", earlier.streams.video[0])
             for packet in earlier.demux():
                 if packet.dts is None:  # the empty one after each stream's last
                     continue
-                if isinstance(packet.stream, VideoStream):
-                    self._stamp(packet, packet.dts * packet.time_base)
-                packet.stream = self._container.streams[packet.stream_index]
-                self._container.mux_one(packet)
+                if not isinstance(packet.stream, VideoStream):
+                    self._pass_on(packet)
+                    continue
+                seconds = packet.dts * packet.time_base  # the filter empties the packet
+                for picture in to_encoders.filter(packet):
+                    self._stamp(picture, seconds)
+                    self._pass_on(picture)
+
+    def _pass_on(self, packet: Packet) -> None:
+        packet.stream = self._container.streams[packet.stream_index]
+        self._container.mux_one(packet)
 
 
 def _time_scale(time_base: Fraction) -> int:

@@ -82,9 +82,7 @@ class Palette:
         # A user-defined colour map is copied channel by channel: RGB in, RGB out.
         return cv2.applyColorMap(_expect_labels(labels), self._rgb_table)
 
-    def labels_to_i420(
-        self, labels: np.ndarray, matrix: str, out: Planes | None = None
-    ) -> Planes:
+    def labels_to_i420(self, labels: np.ndarray, matrix: str, out: Planes | None = None) -> Planes:
         """Class colours as planar YUV 4:2:0, limited range.
 
         Args:
@@ -98,9 +96,7 @@ class Palette:
         """
         return self._draw(_expect_labels(labels), halve(labels), matrix, out)
 
-    def labels_to_i444(
-        self, labels: np.ndarray, matrix: str, out: Planes | None = None
-    ) -> Planes:
+    def labels_to_i444(self, labels: np.ndarray, matrix: str, out: Planes | None = None) -> Planes:
         """As `labels_to_i420`, with u and v at full size [H, W]."""
         return self._draw(_expect_labels(labels), labels, matrix, out)
 

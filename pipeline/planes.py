@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
@@ -27,6 +28,14 @@ _MATRICES = {
 }
 _NAMES = {Colorspace.ITU709: "bt709", Colorspace.ITU601: "bt601"}
 _SPACES = {name: space for space, name in _NAMES.items()}
+# The shares of red and blue in luma, which define a matrix (H.273, table 4).
+_LUMA_SHARES = {
+    Colorspace.ITU709: (0.2126, 0.0722),
+    Colorspace.FCC: (0.30, 0.11),
+    Colorspace.ITU601: (0.299, 0.114),
+    Colorspace.SMPTE240M: (0.212, 0.087),
+    Colorspace.BT2020: (0.2627, 0.0593),
+}
 
 
 @dataclass(frozen=True)
@@ -129,14 +138,20 @@ class PlaneConverter:
         self.size_hw = self.orientation.turn_size(self.format.stored_hw)
         space = _source_space(frame)
         self.matrix = _NAMES.get(space, "bt709")
-        self._source = {"src_colorspace": space, "src_color_range": _source_range(frame)}
+        wanted = _SPACES[self.matrix]
         if frame.format.is_rgb or frame.format.has_palette:
-            self._source = {}  # the frame says so itself, and a YUV matrix would contradict it
-        self._plain = (
-            frame.format.name == "yuv420p"
-            and frame.color_range != ColorRange.JPEG
-            and space in _NAMES
-        )
+            # libswscale gives any matrix from these; that they have none, the frame says itself.
+            self._source: dict[str, int | None] = {}
+            self._small_space, self._full_space = Colorspace.ITU601, wanted
+            self._to_601 = self._to_matrix = None
+        else:
+            # libswscale goes from matrix to matrix by way of RGB, which costs twice the scaling
+            # and is off by up to four levels; so it keeps the matrix, and `_change` follows.
+            self._source = {"src_colorspace": space, "src_color_range": _source_range(frame)}
+            self._small_space = self._full_space = space
+            self._to_601 = _change_of_matrix(space, Colorspace.ITU601)
+            self._to_matrix = _change_of_matrix(space, wanted)
+        self._plain = frame.format.name == "yuv420p" and frame.color_range != ColorRange.JPEG
         self._small = VideoReformatter()
         self._full = VideoReformatter()
 
@@ -152,10 +167,12 @@ class PlaneConverter:
         height, width = self.orientation.turn_size(size_hw)
         small = self._small.reformat(
             _progressive(frame) if frame.interlaced_frame else frame, width, height, "yuv420p",
-            dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG,
+            dst_colorspace=self._small_space, dst_color_range=ColorRange.MPEG,
             interpolation=Interpolation.AREA, threads=1, **self._source,
         )  # fmt: skip
         self._copy(small, planes)
+        if self._to_601 is not None:
+            _change(planes, self._to_601)
 
     def write_pictures(
         self, frame: VideoFrame, out: tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -169,10 +186,12 @@ class PlaneConverter:
         if not self._plain:
             frame = self._full.reformat(
                 frame, format="yuv420p",
-                dst_colorspace=_SPACES[self.matrix], dst_color_range=ColorRange.MPEG,
+                dst_colorspace=self._full_space, dst_color_range=ColorRange.MPEG,
                 interpolation=Interpolation.BILINEAR, threads=1, **self._source,
             )  # fmt: skip
         self._copy(frame, out)
+        if self._to_matrix is not None:
+            _change(out, self._to_matrix)
 
     def _copy(self, frame: VideoFrame, out: tuple[np.ndarray, ...]) -> None:
         for plane, target in zip(frame.planes, out, strict=True):
@@ -197,6 +216,37 @@ def _i420_planes(image: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarra
     height, width = size_hw
     chroma = image[height:].reshape(2, height // 2, width // 2)
     return image[:height], chroma[0], chroma[1]
+
+
+def _change_of_matrix(old: Colorspace, new: Colorspace) -> np.ndarray | None:
+    """float64 [3, 2]: what Y gains, and U and V become, of U - 128 and V - 128; None if equal.
+
+    Luma itself passes unchanged: a grey is the same in every matrix.
+    """
+    if old == new:
+        return None
+    return (_yuv_of_rgb(new) @ np.linalg.inv(_yuv_of_rgb(old)))[:, 1:]
+
+
+def _yuv_of_rgb(space: Colorspace) -> np.ndarray:
+    """float64 [3, 3]: limited-range Y - 16, U - 128 and V - 128 of R, G and B from 0 to 1."""
+    red, blue = _LUMA_SHARES[space]
+    luma = np.array([red, 1 - red - blue, blue])
+    u = (np.array([0, 0, 1]) - luma) / (2 - 2 * blue)
+    v = (np.array([1, 0, 0]) - luma) / (2 - 2 * red)
+    return np.stack([219 * luma, 224 * u, 224 * v])
+
+
+def _change(planes: tuple[np.ndarray, ...], matrix: np.ndarray) -> None:
+    """Takes Y, U and V, in place, from one YUV matrix to another; see `_change_of_matrix`."""
+    y, u, v = planes
+    gain, new_u, new_v = (
+        cv2.addWeighted(u, of_u, v, of_v, 128 * (1 - of_u - of_v)) for of_u, of_v in matrix
+    )
+    gain = cv2.resize(gain, (y.shape[1], y.shape[0]), interpolation=cv2.INTER_LINEAR)
+    np.copyto(y, cv2.addWeighted(y, 1, gain, 1, -128))
+    np.copyto(u, new_u)
+    np.copyto(v, new_v)
 
 
 def _display_orientation(frame: VideoFrame) -> Orientation | None:

@@ -19,14 +19,14 @@ class Meter:
 
     def __init__(self) -> None:
         self.began = time.monotonic()
-        self.first_frame: float | None = None
+        self.first: tuple[float, int] | None = None  # when the first frames were done, and how many
         self.frames: dict[str, int] = {}
         self.expected: dict[str, int | None] = {}
         self.ended: set[str] = set()
 
     def update(self, event: RunEvent) -> None:
         if isinstance(event, Progress):
-            self.first_frame = self.first_frame or time.monotonic()
+            self.first = self.first or (time.monotonic(), event.frames)
             self.expected[event.stream_id] = event.frame_count
         else:
             self.ended.add(event.stream_id)
@@ -39,10 +39,10 @@ class Meter:
 
     @property
     def fps(self) -> float:
-        """Frames a second since the first frame; starting up is left out."""
-        if self.first_frame is None:
+        """Frames a second since the first batch was done; starting up is left out, 0 until then."""
+        if self.first is None or self.done <= self.first[1]:
             return 0.0
-        return self.done / max(time.monotonic() - self.first_frame, 1e-3)
+        return (self.done - self.first[1]) / max(time.monotonic() - self.first[0], 1e-3)
 
     def total(self, sources: int) -> int | None:
         """Frames in all, None while a source that has begun has not said how many it holds.

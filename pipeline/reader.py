@@ -94,6 +94,7 @@ class VideoReader:
         """
         self.tally = Tally()
         self._uri, self._threads, self._stop = uri, threads, stop
+        self._closed = False
         self._container = open_media(uri)
         try:
             self._stream = choose_stream(self._container, uri, self.tally)
@@ -116,7 +117,8 @@ class VideoReader:
             yield from self._stamped(self._lost_while_draining(given))
 
     def close(self) -> None:
-        """Closes the file. May be called more than once."""
+        """Closes the file and ends an iteration under way. May be called more than once."""
+        self._closed = True
         self._container.close()
 
     def _packets(self) -> Iterator[Packet | None]:
@@ -130,6 +132,9 @@ class VideoReader:
                     self.tally.interrupted = True
                     return
                 yield packet
+                if self._closed:  # to read on would be to read from freed memory
+                    self.tally.interrupted = True
+                    return
         except av.FFmpegError as error:
             self.tally.note(f"reading stopped before the end: {_reason(error)}")
             yield None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -75,7 +75,9 @@ class RunConfig:
             raise ConfigError(f"chunk must be at least 1 frame, got {self.chunk}")
         if self.placement == "inline" and self.address is not None:
             raise ConfigError("--inline runs in this process: it cannot be combined with --address")
-        if self.size_hw is not None and (min(self.size_hw) < 32 or any(s % 8 for s in self.size_hw)):
+        if self.size_hw is not None and (
+            min(self.size_hw) < 32 or any(s % 8 for s in self.size_hw)
+        ):
             height, width = self.size_hw
             raise ConfigError(
                 f"size must be multiples of 8 from 32 up, height x width, got {height}x{width}"
@@ -111,7 +113,9 @@ def place(config: RunConfig, choice: EngineChoice, sources: int) -> Placement:
         return Placement("spread", spread_lanes, "asked for")
     if choice.name == "cuda" and sources > 1:
         return Placement("spread", spread_lanes, "one GPU serves several streams in a batch")
-    why = "the CPU engine gains nothing by batching streams" if choice.name == "cpu" else "one stream"
+    why = (
+        "the CPU engine gains nothing by batching streams" if choice.name == "cpu" else "one stream"
+    )
     return Placement("fused", fused_lanes, why)
 
 
@@ -161,7 +165,9 @@ def prepare(config: RunConfig) -> Plan:
     )
 
 
-def run(plan: Plan, stop: Callable[[], bool] = lambda: False) -> Iterator[RunEvent]:
+def run(
+    plan: Plan, stop: Callable[[], bool] = lambda: False
+) -> Generator[RunEvent, None, None]:
     """Run all sources of a plan and give events as they come; each source's last is its report.
 
     Args:
@@ -233,7 +239,9 @@ def _check_out(out: Path) -> None:
             pass
     except OSError as error:
         why = error.strerror or str(error)
-        raise OutputError(f"cannot write to output folder {out}: {why}; give another --out") from error
+        raise OutputError(
+            f"cannot write to output folder {out}: {why}; give another --out"
+        ) from error
 
 
 def segment(
@@ -252,7 +260,7 @@ def segment(
 
     Raises PipelineError if the source, the model or the engine is not there.
     """
-    files, spec = _model(model)
+    files, _ = _model(model)
     expansion = expand([os.fspath(source)])
     for _, error in expansion.failures:
         raise error

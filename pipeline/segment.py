@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
 from threading import Lock
 
@@ -42,7 +42,7 @@ class Segmenter:
                 self._lanes[model_hw] = self._make_lane(model_hw)
             return self._lanes[model_hw]
 
-    def labels(self, frames: Iterable[FrameItem]) -> Iterator[LabelItem]:
+    def labels(self, frames: Iterable[FrameItem]) -> Generator[LabelItem, None, None]:
         """One stream's items, in order: a `LabelBatch` for each `FrameBatch`; gaps and the end go by.
 
         Closing the iterator closes `frames` and frees the stream's slot.
@@ -76,9 +76,7 @@ class Segmenter:
 class _Lane:
     """One input size: its engine, the engine's slots, and the batcher before it."""
 
-    def __init__(
-        self, engine: Engine, window_seconds: float, longest_gap_seconds: float
-    ) -> None:
+    def __init__(self, engine: Engine, window_seconds: float, longest_gap_seconds: float) -> None:
         self.engine = engine
         self.states = StateTable(engine, longest_gap_seconds)
         self.states_lock = Lock()

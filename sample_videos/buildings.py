@@ -6,40 +6,22 @@ the plane z = 0 and looks towards -z.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import replace
 
 import numpy as np
 
-from .fittings import SHOPFRONTS, WINDOWS
-from .mesh import BUILDING, GLASS, MATTE, UNIT_UV, Mesh
+from .building_style import Style, Tint, draw_style, ledge, wall_look
+from .fittings import SHOPFRONTS
+from .mesh import BUILDING, GLASS, MATTE, UNIT_UV, Look, Mesh
 from .textures import LAYER
-
-Tint = tuple[float, ...] | np.ndarray
-
-
-@dataclass(frozen=True)
-class Style:
-    """What the parts of one building share. Sizes in metres."""
-
-    wall: str
-    wall_tile: float
-    tint: Tint
-    roof: str
-    roof_tint: Tint
-    trim: Tint
-    window: str
-    window_size: tuple[float, float]  # width, height
-    spacing: float  # between window centres
-    floor_height: float
-    recess: float
-    uv_shift: tuple[float, float]
 
 
 def make_building(
     rng: np.random.Generator, kind: str, width: float, depth: float, height_scale: float = 1.0
 ) -> Mesh:
     """A building of ``kind`` (terrace, house, shop, office, civic, flats), seeded by ``rng``."""
-    style = _style(rng, kind)
+    style = draw_style(rng, kind)
     floors = {
         "terrace": rng.choice([2, 2, 3]),
         "house": 2,
@@ -48,7 +30,7 @@ def make_building(
         "civic": rng.choice([2, 3]),
         "flats": rng.integers(3, 6),
     }[kind]
-    floors = max(1, int(round(floors * height_scale)))
+    floors = max(1, round(floors * height_scale))
     mesh = Mesh()
     if kind == "office" and rng.random() < 0.5:
         height = _curtain_building(mesh, rng, style, width, depth, floors)
@@ -57,55 +39,6 @@ def make_building(
     _top(mesh, rng, style, kind, width, depth, height)
     _darken_low(mesh)
     return mesh
-
-
-def _style(rng: np.random.Generator, kind: str) -> Style:
-    walls = {
-        "terrace": ["brick_red", "brick_buff", "brick_buff", "brick_brown", "plaster"],
-        "house": ["brick_red", "brick_brown", "plaster", "plaster", "brick_buff"],
-        "shop": ["brick_red", "brick_buff", "brick_brown", "plaster", "plaster", "ashlar"],
-        "office": ["concrete", "brick_brown", "concrete", "brick_buff"],
-        "civic": ["ashlar", "ashlar", "brick_red"],
-        "flats": ["brick_buff", "brick_red", "plaster", "boards", "concrete"],
-    }[kind]
-    wall = str(rng.choice(walls))
-    tile = {"ashlar": 2.4, "plaster": 5.0, "concrete": 3.2, "boards": 1.8}.get(wall, 1.2)
-    tint = np.clip(rng.uniform(0.68, 1.0) * (1 + 0.035 * rng.standard_normal(3)), 0.3, 1)
-    if wall == "plaster" and rng.random() < 0.45:  # painted
-        tint = tint * rng.choice([(1, 0.93, 0.78), (0.86, 0.92, 1), (1, 0.86, 0.8), (0.7, 0.7, 0.7)])
-    sizes = {
-        "terrace": (1.05, 1.55),
-        "house": (1.7, 1.25),
-        "shop": (1.05, 1.6),
-        "office": (2.2, 1.6),
-        "civic": (1.3, 2.5),
-        "flats": (1.6, 1.5),
-    }[kind]
-    size = (sizes[0] * rng.uniform(0.85, 1.2), sizes[1] * rng.uniform(0.9, 1.1))
-    return Style(
-        wall=wall,
-        wall_tile=tile,
-        tint=tint,
-        roof=str(rng.choice(["tiles", "slate", "slate"])),
-        roof_tint=np.full(3, rng.uniform(0.7, 1.0)),
-        trim=np.full(3, rng.choice([0.95, 0.9, 0.8, 0.35])),
-        window=str(rng.choice(WINDOWS)),
-        window_size=size,
-        spacing=size[0] + rng.uniform(0.7, 1.8),
-        floor_height={"civic": 4.0, "office": 3.4}.get(kind, 2.9) * rng.uniform(0.95, 1.08),
-        recess=rng.uniform(0.07, 0.2),
-        uv_shift=(rng.random(), rng.random()),
-    )
-
-
-def _wall_look(style: Style) -> dict:
-    return {
-        "layer": LAYER[style.wall],
-        "cls": BUILDING,
-        "metres_a_tile": style.wall_tile,
-        "tint": style.tint,
-        "uv_shift": style.uv_shift,
-    }
 
 
 def _masonry(
@@ -128,14 +61,18 @@ def _masonry(
             _storey(mesh, rng, style, kind, width, height, storey, floor)
         height += storey
     height += 0.3
-    mesh.rect((0, height - 0.3, 0), (width, 0, 0), (0, 0.3, 0), **_wall_look(style))
-    look = _wall_look(style)
+    mesh.rect((0, height - 0.3, 0), (width, 0, 0), (0, 0.3, 0), **wall_look(style))
+    look = wall_look(style)
     mesh.rect((0, 0, depth), (0, 0, -depth), (0, height, 0), **look)
     mesh.rect((width, 0, 0), (0, 0, depth), (0, height, 0), **look)
     mesh.rect((width, 0, depth), (-width, 0, 0), (0, height, 0), **look)
+    if kind != "civic" and rng.random() < 0.6:  # a drainpipe
+        x, tone = rng.choice([0.12, width - 0.12]), np.full(3, rng.choice([0.12, 0.12, 0.85]))
+        mesh.box((x - 0.05, 0, -0.1), (x + 0.05, height, 0), faces="xXz", layer=LAYER["metal"],
+                 cls=BUILDING, tint=tone)  # fmt: skip
     if kind in ("civic", "shop", "terrace") and rng.random() < 0.5:  # a string course
         y = height - rng.uniform(0.3, 0.7)
-        _ledge(mesh, 0, width, y, 0.12, 0.16, style.trim)
+        ledge(mesh, 0, width, y, 0.12, 0.16, style.trim)
     return height
 
 
@@ -191,7 +128,7 @@ def _pierced_wall(
     origin = np.stack([box[:, 0], box[:, 2], zero], axis=1)
     across = np.stack([box[:, 1] - box[:, 0], zero, zero], axis=1)
     up = np.stack([zero, box[:, 3] - box[:, 2], zero], axis=1)
-    mesh.rect(origin, across, up, **_wall_look(style))
+    mesh.rect(origin, across, up, **wall_look(style))
 
 
 def _opening(
@@ -214,7 +151,7 @@ def _opening(
         open_=np.array([0.6, 0.6, 0.8, 0.35])[:, None],
     )  # fmt: skip
     if not door:
-        _ledge(mesh, x0 - 0.08, x1 + 0.08, y0 - 0.07, 0.07, 0.1, style.trim)
+        ledge(mesh, x0 - 0.08, x1 + 0.08, y0 - 0.07, 0.07, 0.1, style.trim)
     if style.trim[0] > 0.5 and style.wall != "plaster":
         mesh.rect(
             (x0 - 0.06, y1, -0.012), (w + 0.12, 0, 0), (0, 0.2, 0),
@@ -222,27 +159,17 @@ def _opening(
         )  # fmt: skip
 
 
-def _ledge(
-    mesh: Mesh, x0: float, x1: float, y: float, height: float, reach: float, tint: Tint
-) -> None:
-    look = {"layer": LAYER["plaster"], "cls": BUILDING, "tint": tint}
-    mesh.box((x0, y, -reach), (x1, y + height, 0), faces="xXYz", **look)
-    mesh.rect((x0, y, -reach), (x1 - x0, 0, 0), (0, 0, reach), open_=0.4, normals=(0, -1, 0), **look)
-
-
-def _bay(
-    mesh: Mesh, rng: np.random.Generator, style: Style, spans: list, door: int
-) -> list:
+def _bay(mesh: Mesh, rng: np.random.Generator, style: Style, spans: list, door: int) -> list:
     """Turn the widest gap beside the door into a bay window; returns the spans left."""
     others = [i for i in range(len(spans)) if i != door]
     if not others:
         return spans
     x0, x1, y0, y1, layer = spans[others[int(rng.integers(0, len(others)))]]
     x0, x1, out = x0 - 0.25, x1 + 0.25, 0.65
-    glass = {"layer": LAYER[layer], "cls": BUILDING, "kind": GLASS, "open_": 0.9}
-    look = _wall_look(style)
+    glass: Look = {"layer": LAYER[layer], "cls": BUILDING, "kind": GLASS, "open_": 0.9}
+    look = wall_look(style)
     corners = [(x0, 0.0), (x0 + 0.4, -out), (x1 - 0.4, -out), (x1, 0.0)]
-    for (ax, az), (bx, bz) in zip(corners, corners[1:], strict=False):
+    for (ax, az), (bx, bz) in itertools.pairwise(corners):
         across = (bx - ax, 0, bz - az)
         mesh.rect((ax, 0, az), across, (0, y0, 0), **look)
         mesh.rect((ax, y0, az), across, (0, y1 - y0, 0), **glass)
@@ -257,9 +184,9 @@ def _balconies(
 ) -> None:
     half = style.window_size[0] * 0.75
     for c in centres:
-        slab = {"layer": LAYER["concrete"], "cls": BUILDING, "metres_a_tile": 3.0}
+        slab: Look = {"layer": LAYER["concrete"], "cls": BUILDING, "metres_a_tile": 3.0}
         mesh.box((c - half, base - 0.12, -1.1), (c + half, base + 0.05, 0), faces="xXyYz", **slab)
-        rail = {"layer": LAYER["metal"], "cls": BUILDING, "tint": np.full(3, 0.25)}
+        rail: Look = {"layer": LAYER["metal"], "cls": BUILDING, "tint": np.full(3, 0.25)}
         posts = np.linspace(c - half, c + half, 9)[:, None]
         origin = np.concatenate([posts, posts * 0 + base, posts * 0 - 1.1], axis=1)
         mesh.rect(origin, (0.035, 0, 0), (0, 1.0, 0), **rail)
@@ -272,7 +199,7 @@ def _shop_storey(
     """Display glass, a name board above, perhaps an awning and a light inside."""
     fascia = rng.uniform(0.55, 0.8)
     glass_top = storey - fascia - 0.25
-    bays = max(1, int(round(width / 4.5)))
+    bays = max(1, round(width / 4.5))
     for bay in range(bays):
         x0, pitch = bay * width / bays, width / bays
         mesh.rect(
@@ -287,34 +214,41 @@ def _shop_storey(
             )  # fmt: skip
     row = int(rng.integers(0, 8))
     uv = UNIT_UV * [1, 0.115] + [0, row / 8 + 0.005]
-    boards = max(1, int(round(width / 5.5)))
+    boards = max(1, round(width / 5.5))
     for i in range(boards):
         x0 = i * width / boards
         corners = [(x0, glass_top, -0.1), (x0 + width / boards, glass_top, -0.1)]
-        corners += [(x0 + width / boards, glass_top + fascia, -0.16), (x0, glass_top + fascia, -0.16)]
+        corners += [
+            (x0 + width / boards, glass_top + fascia, -0.16),
+            (x0, glass_top + fascia, -0.16),
+        ]
         mesh.quads(np.array([corners]), layer=LAYER["fascia"], cls=BUILDING, uv=uv)
-    _ledge(mesh, 0, width, glass_top + fascia, 0.08, 0.24, style.trim)
+    ledge(mesh, 0, width, glass_top + fascia, 0.08, 0.24, style.trim)
     mesh.rect(
         (0, glass_top + fascia, 0), (width, 0, 0), (0, storey - glass_top - fascia, 0),
-        **_wall_look(style),
+        **wall_look(style),
     )  # fmt: skip
     if rng.random() < 0.3:
         _awning(mesh, rng, width, glass_top)
 
 
 def _awning(mesh: Mesh, rng: np.random.Generator, width: float, top: float) -> None:
-    tint = rng.uniform(0.25, 0.95) * rng.uniform(0.35, 1.0, 3)
+    tint = rng.uniform(0.25, 0.9) * rng.uniform(0.55, 1.0, 3)
     low, out = top - 0.55, 1.3
-    look = {"layer": LAYER["cloth"], "cls": BUILDING, "tint": tint}
-    mesh.rect((0.2, low, -out), (width - 0.4, 0, 0), (0, 0.55, out - 0.1), normals=(0, 0.9, -0.4), **look)
-    mesh.rect((0.2, low - 0.22, -out), (width - 0.4, 0, 0), (0, 0.22, 0), normals=(0, 0, -1), **look)
+    look: Look = {"layer": LAYER["cloth"], "cls": BUILDING, "tint": tint}
+    mesh.rect(
+        (0.2, low, -out), (width - 0.4, 0, 0), (0, 0.55, out - 0.1), normals=(0, 0.9, -0.4), **look
+    )
+    mesh.rect(
+        (0.2, low - 0.22, -out), (width - 0.4, 0, 0), (0, 0.22, 0), normals=(0, 0, -1), **look
+    )
 
 
 def _curtain_building(
     mesh: Mesh, rng: np.random.Generator, style: Style, width: float, depth: float, floors: int
 ) -> float:
     height = floors * style.floor_height
-    look = {
+    look: Look = {
         "layer": LAYER["curtain_wall"],
         "cls": BUILDING,
         "kind": GLASS,
@@ -328,8 +262,8 @@ def _curtain_building(
         cls=BUILDING, kind=GLASS, metres_a_tile=4.0, open_=0.45,
     )  # fmt: skip
     for x in np.arange(0.2, width, 4.0):
-        mesh.box((x, 0, 0.1), (x + 0.4, base, 0.5), **_wall_look(style))
-    wall = _wall_look(style)
+        mesh.box((x, 0, 0.1), (x + 0.4, base, 0.5), **wall_look(style))
+    wall = wall_look(style)
     mesh.rect((0, base, 0), (width, 0, 0), (0, 0, 0.8), **(wall | {"open_": 0.3}))
     mesh.box((0, 0, 0.8), (width, base, depth), faces="xXZ", **wall)
     return height
@@ -347,11 +281,13 @@ def _top(
     """A roof: gabled along or across the façade, or flat behind a parapet."""
     flat = kind in ("office", "flats") or (kind == "shop" and rng.random() < 0.35)
     if flat:
-        look = _wall_look(style)
+        look = wall_look(style)
         rise = rng.uniform(0.3, 1.0)
         mesh.box((0, height, 0), (width, height + rise, depth), faces="xXz", **look)
-        mesh.rect((0, height, 0.3), (width, 0, 0), (0, 0, depth), layer=LAYER["asphalt"], cls=BUILDING)
-        _ledge(mesh, -0.05, width + 0.05, height + rise - 0.12, 0.12, 0.1, style.trim)
+        mesh.rect(
+            (0, height, 0.3), (width, 0, 0), (0, 0, depth), layer=LAYER["asphalt"], cls=BUILDING
+        )
+        ledge(mesh, -0.05, width + 0.05, height + rise - 0.12, 0.12, 0.1, style.trim)
         return
     across = kind == "house" and rng.random() < 0.5
     _gable(mesh, rng, style, width, depth, height, across)
@@ -360,7 +296,9 @@ def _top(
         ridge = height + min(depth, width if across else depth) * 0.33
         stack = replace(style, tint=np.asarray(style.tint) * 0.85)
         z = depth * rng.uniform(0.4, 0.6)
-        mesh.box((x - 0.35, height - 0.3, z - 0.3), (x + 0.35, ridge + 0.9, z + 0.3), **_wall_look(stack))
+        mesh.box(
+            (x - 0.35, height - 0.3, z - 0.3), (x + 0.35, ridge + 0.9, z + 0.3), **wall_look(stack)
+        )
         for pot in (-0.18, 0.18):
             points = np.array([(x + pot, ridge + 0.9, z), (x + pot, ridge + 1.25, z)])
             mesh.tube(points, (0.11, 0.09), layer=LAYER["tiles"], cls=BUILDING)
@@ -383,7 +321,7 @@ def _gable(
         return (side, y, along) if across else (along, y, side)
 
     drop = eave * rise / (span / 2)
-    look = {"layer": LAYER[style.roof], "cls": BUILDING, "tint": style.roof_tint}
+    look: Look = {"layer": LAYER[style.roof], "cls": BUILDING, "tint": style.roof_tint}
     length = run + 2 * eave if across else run
     start = -eave if across else 0.0
     uv = UNIT_UV * [length / 2.5, float(np.hypot(span / 2, rise)) / 2.5]
@@ -397,7 +335,7 @@ def _gable(
         ]
         slope = np.array(point(edge * rise, span / 2, 0.0))
         mesh.quads(np.array([corners]), uv=uv, normals=slope / np.linalg.norm(slope), **look)
-    wall = {"layer": LAYER[style.wall], "cls": BUILDING, "tint": style.tint, "kind": MATTE}
+    wall: Look = {"layer": LAYER[style.wall], "cls": BUILDING, "tint": style.tint, "kind": MATTE}
     for along, facing in ((0.0, -1.0), (run, 1.0)):
         corners = [point(0, height, along), point(span, height, along)]
         corners += [point(span / 2, height + rise, along)] * 2

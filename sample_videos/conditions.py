@@ -27,7 +27,9 @@ class Conditions:
     wet: float  # 0..1
     rain: float  # 0..1
     lamps: float  # brightness of head and tail lamps
+    fill: float  # share of the sky's light that reaches shade
     exposure: float
+    black: float  # linear level taken as black
     contrast: float
     balance: np.ndarray
     saturation: float
@@ -54,13 +56,34 @@ def draw_conditions(seed: int, look: str | None = None) -> Conditions:
         "clear": rng.uniform(18, 55), "low_sun": rng.uniform(8, 20), "bright": rng.uniform(15, 50),
         "overcast": rng.uniform(40, 70), "dusk": rng.uniform(6, 14), "rain": rng.uniform(40, 70),
     }[look]  # fmt: skip
-    sun_power = {"clear": 2.9, "low_sun": 2.4, "bright": 2.6, "overcast": 0.25, "dusk": 0.1, "rain": 0.12}[look]
+    sun_power = {
+        "clear": 2.9,
+        "low_sun": 2.4,
+        "bright": 2.6,
+        "overcast": 0.25,
+        "dusk": 0.1,
+        "rain": 0.12,
+    }[look]
     warm = float(np.clip((30 - elevation) / 30, 0, 1)) if not overcast else 0.0
-    sun = sun_power * rng.uniform(0.85, 1.15) * np.array([1.0, 0.94 - 0.14 * warm, 0.84 - 0.34 * warm])
+    sun = (
+        sun_power
+        * rng.uniform(0.85, 1.15)
+        * np.array([1.0, 0.94 - 0.14 * warm, 0.84 - 0.34 * warm])
+    )
     zenith, horizon = _sky_colours(rng, look)
     bounce = 0.2 * (zenith + horizon) * np.array([0.55, 0.52, 0.48]) + 0.055 * sun
-    exposure = {"clear": 1.0, "low_sun": 0.95, "bright": 1.5, "overcast": 1.0, "dusk": 0.62, "rain": 0.95}[look]
+    exposure = {
+        "clear": 0.74,
+        "low_sun": 0.85,
+        "bright": 1.1,
+        "overcast": 0.78,
+        "dusk": 0.55,
+        "rain": 0.95,
+    }[look]
     rain = look == "rain"
+    fill = {"overcast": (0.85, 1.0), "rain": (0.85, 1.0), "dusk": (0.35, 0.6)}.get(
+        look, (0.5, 0.85)
+    )
     return Conditions(
         look=look,
         sun_azimuth=rng.uniform(-np.pi, np.pi) if look != "low_sun" else rng.uniform(-1.4, 1.4),
@@ -73,18 +96,22 @@ def draw_conditions(seed: int, look: str | None = None) -> Conditions:
                      "bright": rng.uniform(0.1, 0.6), "overcast": 1.0,
                      "dusk": rng.uniform(0.6, 1.0), "rain": 1.0}[look]),
         haze=float(rng.choice([0.0009, 0.0016, 0.003]) * rng.uniform(0.7, 1.3) * (2.2 if rain else 1.0)),
-        wet=float(rng.uniform(0.6, 1.0) if rain else (rng.uniform(0, 0.5) if overcast and rng.random() < 0.4 else 0.0)),
+        wet=float(rng.uniform(0.6, 1.0) if rain else
+                  rng.uniform(0, 0.5) if overcast and rng.random() < 0.4 else 0.0),
         rain=float(rng.uniform(0.3, 1.0) if rain else 0.0),
         lamps=float({"dusk": 2.4, "rain": 1.2, "overcast": 0.4}.get(look, 0.12)),
+        fill=float(rng.uniform(*fill)),
+        black=float(rng.uniform(0.0, 0.014) * (0.4 if look == "dusk" else 1.0)),
         exposure=float(exposure * rng.uniform(0.8, 1.2)),
-        contrast=float(rng.uniform(0.15, 0.8)),
+        contrast=float(rng.uniform(0.3, 1.0)),
         balance=1 + 0.035 * rng.standard_normal(3),
         saturation=float(rng.uniform(0.6, 1.0)),
         vignette=float(rng.uniform(0.0, 0.45)),
-        noise=float(rng.uniform(0.004, 0.016) * (1.7 if look == "dusk" else 1.0)),
-        softness=float(rng.uniform(0.25, 0.95)),
+        noise=float(rng.uniform(0.003, 0.010) * (1.25 if look == "dusk" else 1.0)),
+        softness=float(rng.uniform(0.2, 0.7)),
         glare=float(rng.uniform(0.01, 0.05) * (2.2 if look in ("low_sun", "bright") else 1.0)),
-        shutter=float({"clear": rng.uniform(0.05, 0.2), "dusk": rng.uniform(0.4, 0.7)}.get(look, rng.uniform(0.1, 0.45))),
+        shutter=float({"clear": rng.uniform(0.05, 0.2), "dusk": rng.uniform(0.4, 0.7)}.get(
+            look, rng.uniform(0.1, 0.45))),
         bonnet=float(rng.uniform(0.04, 0.1) if rng.random() < 0.3 else 0.0),
         field_of_view=float(np.deg2rad(rng.uniform(36, 52))),
         camera_height=float(rng.uniform(1.15, 1.6)),
@@ -98,7 +125,7 @@ def _sky_colours(rng: np.random.Generator, look: str) -> tuple[np.ndarray, np.nd
         "low_sun": ((0.32, 0.5, 0.85), (1.3, 1.15, 0.95)),
         "bright": ((0.7, 0.85, 1.1), (1.3, 1.33, 1.33)),
         "overcast": ((1.15, 1.17, 1.2), (1.0, 1.02, 1.04)),
-        "dusk": ((0.22, 0.25, 0.31), (0.42, 0.42, 0.4)),
+        "dusk": ((0.4, 0.43, 0.5), (0.78, 0.78, 0.74)),
         "rain": ((0.7, 0.73, 0.78), (0.68, 0.7, 0.73)),
     }[look]
     power = rng.uniform(0.85, 1.15)
@@ -160,7 +187,10 @@ class Drive:
         """The camera at ``time`` seconds."""
         c, p, k = self._conditions, self._shake_phase, self._shake
         rough = k * (0.3 + 0.7 * self.pace(time) / 12)
-        wave = [float(np.sin(w * time + p[i])) for i, w in enumerate((0.5, 1.1, 0.31, 9.3, 13.1, 23.7, 8.1, 17.9, 1.7, 2.9))]
+        wave = [
+            float(np.sin(w * time + p[i]))
+            for i, w in enumerate((0.5, 1.1, 0.31, 9.3, 13.1, 23.7, 8.1, 17.9, 1.7, 2.9))
+        ]
         return CameraPose(
             t=self._lane_t + 0.18 * wave[0],
             y=c.camera_height + 0.006 * rough * (wave[3] + 0.5 * wave[4]),

@@ -65,7 +65,8 @@ def _door(rng: np.random.Generator, glazed: bool) -> np.ndarray:
 
 def _shopfront(rng: np.random.Generator) -> np.ndarray:
     """Display windows with goods and posters behind the glass, and a door."""
-    frame = rng.uniform(25, 190, 3) * rng.uniform(0.5, 1)
+    grey = rng.choice([30, 45, 60, 120, 205])
+    frame = np.clip(grey * (1 + 0.2 * rng.standard_normal(3)), 0, 255)
     out = solid(tuple(frame), 0.0)
     riser, top = rng.uniform(0.06, 0.24), rng.uniform(0.9, 0.97)
     door = rng.integers(0, 4)
@@ -78,10 +79,10 @@ def _shopfront(rng: np.random.Generator) -> np.ndarray:
             w, h = rng.uniform(0.01, 0.06), rng.uniform(0.02, 0.16)
             cx, cy = rng.uniform(x0, x1 - w), y0 + abs(rng.normal(0, 0.22))
             if cy + h < top:
-                goods = rng.uniform(25, 170) * rng.uniform(0.45, 1.0, 3)
+                goods = rng.uniform(25, 190) * rng.uniform(0.65, 1.0, 3)
                 fill(out, (cx, cy, min(cx + w, x1), cy + h), goods, 0.85)
         if rng.random() < 0.3:
-            poster = np.clip(rng.uniform(60, 255, 3), 0, 255)
+            poster = rng.uniform(90, 250) * rng.uniform(0.5, 1.0, 3)
             cx, cy = rng.uniform(x0, x1 - 0.1), rng.uniform(y0 + 0.1, 0.6)
             fill(out, (cx, cy, cx + 0.1, cy + 0.22), poster, 0.3)
         for lamp in np.arange(x0 + 0.03, x1, 0.07):
@@ -111,7 +112,7 @@ def _fascia(rng: np.random.Generator) -> np.ndarray:
     """Eight shop name boards, one above another."""
     out = solid((60, 60, 64), 0.0)
     for row in range(8):
-        ground = rng.uniform(15, 235) * rng.uniform(0.35, 1.0, 3)
+        ground = rng.uniform(15, 225) * rng.uniform(0.6, 1.0, 3)
         y0, y1 = row / 8, (row + 1) / 8
         fill(out, (0, y0, 1, y1), ground)
         ink = (238, 236, 228) if ground.mean() < 110 else (30, 30, 40)
@@ -265,7 +266,7 @@ _WINDOW_STYLES = [
     (2, 2, TIMBER, 0.04, True),
 ]
 WINDOWS = [f"window_{i}" for i in range(len(_WINDOW_STYLES))]
-SHOPFRONTS = [f"shopfront_{i}" for i in range(5)]
+SHOPFRONTS = [f"shopfront_{i}" for i in range(9)]
 
 PAINTERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
     **{
@@ -274,7 +275,7 @@ PAINTERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
         )
         for name, style in zip(WINDOWS, _WINDOW_STYLES, strict=True)
     },
-    **{name: _shopfront for name in SHOPFRONTS},
+    **dict.fromkeys(SHOPFRONTS, _shopfront),
     "door_panel": partial(_door, glazed=False),
     "door_glazed": partial(_door, glazed=True),
     "fascia": _fascia,

@@ -11,7 +11,13 @@ from .noise import SIZE, axes, shade, smooth, solid, spectral, stretched
 
 
 def _stamp(
-    out: np.ndarray, cx: float, cy: float, length: float, width: float, angle: float, rgb: np.ndarray
+    out: np.ndarray,
+    cx: float,
+    cy: float,
+    length: float,
+    width: float,
+    angle: float,
+    rgb: np.ndarray,
 ) -> None:
     """Paint one pointed leaf (sizes in pixels)."""
     reach = int(length) + 2
@@ -62,7 +68,7 @@ def _branch(
         angle += rng.normal(0, 0.16)
         nxt = at + length / 5 * np.array([np.cos(angle), np.sin(angle)])
         middle = (at + nxt) / 2
-        tone = rng.uniform(0.7, 1.1) * np.array([0.36, 0.31, 0.27])
+        tone = rng.uniform(0.7, 1.1) * np.array([0.47, 0.42, 0.37])
         _stamp(out, middle[0], middle[1], length / 5 * 0.75, width, angle, tone)
         at = nxt
         if step > 0:
@@ -109,10 +115,10 @@ def _bark(rng: np.random.Generator) -> np.ndarray:
 
 
 PAINTERS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
-    "leaf_broad": partial(_leaves, count=420, length=24, slim=0.5, base=(98, 118, 58)),
-    "leaf_small": partial(_leaves, count=1000, length=13, slim=0.55, base=(92, 106, 56)),
-    "leaf_slim": partial(_leaves, count=700, length=24, slim=0.2, base=(110, 124, 78)),
-    "leaf_autumn": partial(_leaves, count=420, length=20, slim=0.5, base=(140, 106, 58)),
+    "leaf_broad": partial(_leaves, count=420, length=24, slim=0.5, base=(116, 134, 70)),
+    "leaf_small": partial(_leaves, count=1000, length=13, slim=0.55, base=(108, 122, 68)),
+    "leaf_slim": partial(_leaves, count=700, length=24, slim=0.2, base=(124, 138, 92)),
+    "leaf_autumn": partial(_leaves, count=420, length=20, slim=0.5, base=(156, 122, 72)),
     "needles": _needles,
     "twigs": _twigs,
     "hedge": _hedge,

@@ -4,33 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import moderngl
 import numpy as np
 
 from . import lens, shaders
-from .mesh import LAMP, LEAF, CUTOUT, GLASS, PAINT, VERTEX_FORMAT, VERTEX_NAMES, Mesh, quad_indices
+from .mesh import (
+    CUTOUT,
+    GLASS,
+    LAMP,
+    LEAF,
+    PAINT,
+    VERTEX_FORMAT,
+    VERTEX_NAMES,
+    WET,
+    Mesh,
+    quad_indices,
+)
 from .noise import SIZE
 from .rng import stream
 from .textures import texture_layers
 
 INSTANCE_FORMAT = "4f 4f 4f 4f 4f/i"
 INSTANCE_NAMES = ("in_row0", "in_row1", "in_row2", "in_dye", "in_extra")
-SHADOW_SIZE = 2048
+SHADOW_SIZE = 1536
 CONTACT_SIZE = 512
 MAX_MOVERS = 256
-_GROUP_KINDS = {"SHINY": (GLASS, PAINT, LAMP), "CUT": (LEAF, CUTOUT)}
+_GROUP_KINDS = {"SHINY": (GLASS, PAINT, LAMP), "GROUND": (WET,), "CUT": (LEAF, CUTOUT)}
 
 
 @lru_cache(maxsize=1)
 def shared_context() -> moderngl.Context:
     """One off-screen context a process (EGL: a GPU's, or Mesa's software renderer)."""
-    return moderngl.create_standalone_context(backend="egl", require=330)
+    settings: Any = {"backend": "egl", "require": 330}  # typed too narrowly by moderngl
+    return moderngl.create_standalone_context(**settings)
 
 
 @dataclass
 class Model:
-    """A mesh on the GPU: three ranges of its indices, one a shading group."""
+    """A mesh on the GPU: a range of its indices for each shading group."""
 
     vertices: moderngl.Buffer
     indices: moderngl.Buffer
@@ -107,7 +120,7 @@ class Device:
         for name, first, count in zip(shaders.GROUPS, starts, counts, strict=True):
             if count:
                 model.ranges[name] = (int(first), int(count))
-                for stage in ("scene", "shadow"):
+                for stage in ("scene",) if name == "GROUND" else ("scene", "shadow"):
                     model.arrays[f"{stage} {name}"] = self._array(stage, name, model)
         return model
 
@@ -127,7 +140,7 @@ class Device:
         if model.instances:
             array.render(vertices=count, first=first, instances=model.instance_count)
             return
-        array.program["u_offset"].write(np.asarray(offset, dtype="<f4").tobytes())
+        set_uniforms([array.program], {"u_offset": np.asarray(offset)})
         array.render(vertices=count, first=first)
 
     def release(self) -> None:
@@ -146,7 +159,7 @@ def set_uniforms(programs: list[moderngl.Program], values: dict[str, object]) ->
         for name, value in values.items():
             if name not in program:
                 continue
-            member = program[name]
+            member: Any = program[name]
             if isinstance(value, np.ndarray):
                 member.write(np.ascontiguousarray(value, dtype="<f4").tobytes())
             else:
@@ -197,7 +210,12 @@ def _drop_texture() -> moderngl.Texture:
         inside = dx**2 + dy**2 < 1
         patch = field[y0:y1, x0:x1]
         bulge = np.sqrt(np.maximum(1 - dx**2 - dy**2, 0))
-        values = np.stack(np.broadcast_arrays(0.5 + 0.5 * dx, 0.5 + 0.5 * dy, np.minimum(1, bulge * 2.5), rng.random()), -1)
+        values = np.stack(
+            np.broadcast_arrays(
+                0.5 + 0.5 * dx, 0.5 + 0.5 * dy, np.minimum(1, bulge * 2.5), rng.random()
+            ),
+            -1,
+        )
         patch[inside] = values[inside]
     data = (field * 255 + 0.5).astype(np.uint8)
     return shared_context().texture((SIZE, SIZE), 4, data.tobytes())

@@ -20,7 +20,8 @@ uniform sampler2DArray u_layers; uniform sampler2D u_drops;
 uniform mat4 u_from_clip; uniform mat4 u_before;  // clip to now, now to the shutter's opening
 uniform vec3 u_velocity[256];  // metres a shutter time, by mover
 uniform vec2 u_size; uniform float u_scale; uniform uint u_frame;
-uniform float u_exposure; uniform float u_contrast; uniform vec3 u_balance; uniform float u_saturation;
+uniform float u_exposure; uniform float u_black; uniform float u_contrast;
+uniform vec3 u_balance; uniform float u_saturation;
 uniform float u_vignette; uniform float u_noise; uniform float u_soft; uniform float u_glare;
 uniform float u_rain; uniform float u_drop_share; uniform vec2 u_rain_at; uniform float u_bonnet;
 in vec2 v_uv;
@@ -53,7 +54,8 @@ void main() {
     vec2 motion = shutter_motion(uv);
     vec2 pixel = 1.0 / u_size;
     vec2 soft = pixel * (u_soft + 2.5 * wet);
-    float jitter = uniform01(uint(gl_FragCoord.x) * 9277u + uint(gl_FragCoord.y) * 26699u + u_frame * 101u) - 0.5;
+    uvec2 here = uvec2(gl_FragCoord.xy);
+    float jitter = uniform01(here.x * 9277u + here.y * 26699u + u_frame * 101u) - 0.5;
     vec3 colour = vec3(0.0);
     for (int k = 0; k < 6; k++) {
         float t = (float(k) + 0.5 + jitter * 0.8) / 6.0 - 0.5;
@@ -71,7 +73,7 @@ void main() {
 
     vec2 off = (v_uv - 0.5) * vec2(u_size.x / u_size.y, 1.0);
     float ridge = u_bonnet * (1.0 - 0.45 * off.x * off.x) - 0.012 * sin(off.x * 9.0);
-    bool bonnet = v_uv.y < ridge;
+    bool bonnet = u_bonnet > 0.0 && v_uv.y < ridge;
     if (bonnet) {
         float up = (ridge - v_uv.y) / max(u_bonnet, 1e-3);
         vec3 sky = textureLod(u_colour, vec2(1.0 - v_uv.x, clamp(0.98 - up * 0.4, 0.0, 1.0)), 3.0).rgb;
@@ -79,6 +81,7 @@ void main() {
     }
 
     colour *= u_exposure * u_balance * (1.0 - u_vignette * dot(off, off));
+    colour = max(colour - u_black, 0.0) * (1.0 + 0.5 * u_black);
     float grey = dot(colour, vec3(0.25, 0.65, 0.1));
     colour = max(mix(vec3(grey), colour, u_saturation), 0.0);
     vec3 knee = vec3(0.72);
@@ -87,17 +90,20 @@ void main() {
     colour = pow(colour, vec3(1.0 / 2.2));
     colour = mix(colour, colour * colour * (3.0 - 2.0 * colour), u_contrast);
 
-    uint seed = uint(gl_FragCoord.x) * 1973u + uint(gl_FragCoord.y) * 92779u + u_frame * 26699u;
-    uint coarse = (uint(gl_FragCoord.x) / 2u) * 1973u + (uint(gl_FragCoord.y) / 2u) * 92779u + u_frame * 7919u;
+    uint seed = here.x * 1973u + here.y * 92779u + u_frame * 26699u;
+    uint coarse = (here.x / 2u) * 1973u + (here.y / 2u) * 92779u + u_frame * 7919u;
     float light = 0.55 + 0.8 * sqrt(clamp(1.0 - dot(colour, vec3(0.33)), 0.0, 1.0));
-    vec3 grain = vec3(gaussish(seed)) * 0.8 + vec3(gaussish(coarse + 1u), gaussish(coarse + 2u), gaussish(coarse + 3u)) * 0.55;
+    vec3 speckle = vec3(gaussish(coarse + 1u), gaussish(coarse + 2u), gaussish(coarse + 3u));
+    vec3 grain = vec3(gaussish(seed)) * 0.8 + speckle * 0.55;
     colour += grain * u_noise * light;
     o_colour = vec4(clamp(colour, 0.0, 1.0), 1.0);
 
     int n = int(u_scale + 0.5);
     ivec2 at = ivec2(gl_FragCoord.xy) * n;
-    uint a = texelFetch(u_label, at, 0).x, b = texelFetch(u_label, at + ivec2(n - 1, n - 1), 0).x;
-    uint c = texelFetch(u_label, at + ivec2(n - 1, 0), 0).x, d = texelFetch(u_label, at + ivec2(0, n - 1), 0).x;
+    uint a = texelFetch(u_label, at, 0).x;
+    uint b = texelFetch(u_label, at + ivec2(n - 1, n - 1), 0).x;
+    uint c = texelFetch(u_label, at + ivec2(n - 1, 0), 0).x;
+    uint d = texelFetch(u_label, at + ivec2(0, n - 1), 0).x;
     o_label = (a == b || a == c || a == d) ? a : ((b == c || b == d) ? b : (c == d ? c : a));
     if (bonnet) o_label = 255u;
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,8 @@ VERTEX_NAMES = ("in_position", "in_normal", "in_uv", "in_tint", "in_meta")
 
 UNIT_UV = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64)
 Rgb = Sequence[float] | np.ndarray
+Vector = Sequence[float] | np.ndarray
+Look = dict[str, Any]  # keyword arguments of Mesh.quads, shared by the parts of a thing
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Mesh:
         cls: int,
         kind: int = MATTE,
         uv: np.ndarray | None = None,
-        normals: np.ndarray | None = None,
+        normals: np.ndarray | Sequence[float] | None = None,
         tint: Rgb = (1.0, 1.0, 1.0),
         open_: float | np.ndarray = 1.0,
         dyed: bool = False,
@@ -80,12 +83,12 @@ class Mesh:
 
     def rect(
         self,
-        origin: np.ndarray,
-        across: np.ndarray,
-        up: np.ndarray,
+        origin: Vector,
+        across: Vector,
+        up: Vector,
         metres_a_tile: float | None = None,
         uv_shift: Sequence[float] = (0.0, 0.0),
-        **look: object,
+        **look: Any,
     ) -> None:
         """Add parallelograms: ``origin``, ``across``, ``up`` broadcast to [N, 3]. With
         ``metres_a_tile`` the texture repeats by size, else it is stretched once over each."""
@@ -100,15 +103,15 @@ class Mesh:
             size = np.concatenate([width, height], axis=2) / metres_a_tile
             start = np.stack([origin @ _direction(across), origin @ _direction(up)], axis=-1)
             uv = UNIT_UV * size + start[:, None] / metres_a_tile + np.asarray(uv_shift)
-        self.quads(corners, uv=uv, **look)  # type: ignore[arg-type]
+        self.quads(corners, uv=uv, **look)
 
     def box(
         self,
-        low: Sequence[float],
-        high: Sequence[float],
+        low: Vector,
+        high: Vector,
         metres_a_tile: float | None = None,
         faces: str = "xXyYzZ",
-        **look: object,
+        **look: Any,
     ) -> None:
         """Add an axis-aligned box; ``faces`` names those wanted (x the low one, X the high)."""
         lo, hi = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
@@ -129,10 +132,10 @@ class Mesh:
     def tube(
         self,
         points: np.ndarray,
-        radii: Sequence[float],
+        radii: Vector,
         sides: int = 6,
         metres_a_tile: float = 1.0,
-        **look: object,
+        **look: Any,
     ) -> None:
         """Add a round tube through ``points`` [K, 3] with a radius at each."""
         points = np.asarray(points, dtype=np.float64)
@@ -150,23 +153,21 @@ class Mesh:
         uv = np.stack(np.broadcast_arrays(around[None], length[:, None]), axis=-1) / metres_a_tile
         self.grid(grid, np.broadcast_to(ring, grid.shape), uv, **look)
 
-    def grid(
-        self, points: np.ndarray, normals: np.ndarray, uv: np.ndarray, **look: object
-    ) -> None:
+    def grid(self, points: np.ndarray, normals: np.ndarray, uv: np.ndarray, **look: Any) -> None:
         """Add the quads of a [K, M] grid with smooth normals."""
         self.quads(
             _cells(points),
             normals=_cells(normals),
             uv=_cells(uv),
-            **look,  # type: ignore[arg-type]
+            **look,
         )
 
     def place(
         self,
         other: Mesh,
-        at: Sequence[float],
+        at: Vector,
         yaw: float = 0.0,
-        scale: float | Sequence[float] = 1.0,
+        scale: float | Sequence[float] | np.ndarray = 1.0,
         tint: Rgb | None = None,
     ) -> None:
         """Add a copy of ``other``, scaled, turned about y by ``yaw`` radians, then moved."""

@@ -62,7 +62,7 @@ def fill(
     alpha: float | None = None,
 ) -> None:
     """Fill the rectangle (x0, y0, x1, y1 in 0..1, y upwards) with a colour in 0..255."""
-    x0, y0, x1, y1 = (int(round(np.clip(v, 0, 1) * SIZE)) for v in box)
+    x0, y0, x1, y1 = (round(np.clip(v, 0, 1) * SIZE) for v in box)
     texture[y0:y1, x0:x1, :3] = np.asarray(rgb) / 255.0
     if alpha is not None:
         texture[y0:y1, x0:x1, 3] = alpha

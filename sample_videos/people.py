@@ -1,3 +1,4 @@
+# ruff: noqa: RUF005 - joints are arrays: + is vector addition
 """Pedestrians and cyclists as posed parts: every part is an instance of a rounded limb or a wheel.
 
 Poses are computed for all people of a frame at once; arrays are [people, 3] in metres, in a frame
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .mesh import BICYCLIST, PEDESTRIAN, Mesh
+from .mesh import BICYCLIST, PEDESTRIAN, Look, Mesh
 from .rng import stream
 from .textures import LAYER
 
@@ -57,14 +58,18 @@ def make_wheel() -> Mesh:
     circle = np.stack([0 * angle, np.sin(angle), np.cos(angle)], axis=1)
     side = np.array([1.0, 0, 0])
     grid = circle[:, None] * (1 + tube[None, :, 1, None]) + tube[None, :, 0, None] * side
-    normal = circle[:, None] * np.sign(tube[None, :, 1, None]) + np.sign(tube[None, :, 0, None]) * side
-    look = {"layer": LAYER["plain"], "cls": BICYCLIST, "tint": np.full(3, 0.14)}
+    normal = (
+        circle[:, None] * np.sign(tube[None, :, 1, None]) + np.sign(tube[None, :, 0, None]) * side
+    )
+    look: Look = {"layer": LAYER["plain"], "cls": BICYCLIST, "tint": np.full(3, 0.14)}
     mesh.grid(grid, normal, np.zeros((*grid.shape[:2], 2)), **look)
     for a in np.arange(6) * np.pi / 6:
         out = np.array([0, np.sin(a), np.cos(a)])
         across = np.array([0, np.cos(a), -np.sin(a)]) * 0.02
         corners = np.array([[-out - across, out - across, out + across, -out + across]])
-        mesh.quads(corners, layer=LAYER["plain"], cls=BICYCLIST, tint=np.full(3, 0.5), normals=(1, 0, 0))
+        mesh.quads(
+            corners, layer=LAYER["plain"], cls=BICYCLIST, tint=np.full(3, 0.5), normals=(1, 0, 0)
+        )
     return mesh
 
 
@@ -92,7 +97,12 @@ class _Figure:
         self.colours: list[np.ndarray] = []
 
     def limb(
-        self, start: np.ndarray, end: np.ndarray, radius: float | np.ndarray, colour: np.ndarray, flat: float = 1.0
+        self,
+        start: np.ndarray,
+        end: np.ndarray,
+        radius: float | np.ndarray,
+        colour: np.ndarray,
+        flat: float = 1.0,
     ) -> None:
         radii = np.broadcast_to(radius, (self.count,))
         self.matrices.append(limb_matrices(start, end, radii, radii * flat))
@@ -103,20 +113,33 @@ class _Figure:
         return Parts(np.concatenate(self.matrices), np.concatenate(self.colours), owner)
 
 
-def _at(count: int, x: float | np.ndarray, y: float | np.ndarray, z: float | np.ndarray) -> np.ndarray:
+def _at(
+    count: int, x: float | np.ndarray, y: float | np.ndarray, z: float | np.ndarray
+) -> np.ndarray:
     return np.stack([np.broadcast_to(v, (count,)) for v in (x, y, z)], axis=1).astype(np.float64)
 
 
 def _wardrobe(seed: int, keys: np.ndarray) -> dict[str, np.ndarray]:
     """Colours and build of each person, from the integers that name them [N, 2]."""
-    rows: dict[str, list] = {"coat": [], "legs": [], "skin": [], "hair": [], "tall": [], "long": [], "bag": []}
+    rows: dict[str, list] = {
+        "coat": [],
+        "legs": [],
+        "skin": [],
+        "hair": [],
+        "tall": [],
+        "long": [],
+        "bag": [],
+    }
     for a, b in keys:
         rng = stream(seed, "wardrobe", int(a), int(b))
-        rows["coat"].append(CLOTHES[rng.integers(0, len(CLOTHES))] * rng.uniform(0.7, 1.15))
-        rows["legs"].append(CLOTHES[rng.integers(0, 6)] * rng.uniform(0.7, 1.1))
+        coat = CLOTHES[min(int(rng.exponential(4.0)), len(CLOTHES) - 1)]
+        rows["coat"].append(coat * rng.uniform(0.5, 1.05))
+        rows["legs"].append(CLOTHES[rng.integers(0, 6)] * rng.uniform(0.5, 1.0))
         rows["skin"].append(SKIN[min(3, int(rng.exponential(0.9)))])
         rows["hair"].append(HAIR[rng.integers(0, len(HAIR))])
-        rows["tall"].append(rng.normal(1.0, 0.06) if rng.random() > 0.08 else rng.uniform(0.65, 0.8))
+        rows["tall"].append(
+            rng.normal(1.0, 0.06) if rng.random() > 0.08 else rng.uniform(0.65, 0.8)
+        )
         rows["long"].append(rng.uniform(0.0, 0.42) if rng.random() < 0.5 else 0.0)
         rows["bag"].append(rng.random() < 0.35)
     return {key: np.array(value) for key, value in rows.items()}
@@ -131,7 +154,9 @@ def pose_pedestrians(seed: int, keys: np.ndarray, phase: np.ndarray, stride: np.
     hip_y = 0.92 + 0.02 * np.cos(2 * phase)
     neck = _at(n, 0, hip_y + 0.55, 0.03)
     fig.limb(_at(n, 0, hip_y - 0.1, 0), _at(n, 0, hip_y + 0.2, 0), 0.155, look["legs"], 0.8)
-    fig.limb(_at(n, 0, hip_y - 0.05 - look["long"], 0), neck + [0, 0.02, 0], 0.2, look["coat"], 0.68)
+    fig.limb(
+        _at(n, 0, hip_y - 0.05 - look["long"], 0), neck + [0, 0.02, 0], 0.2, look["coat"], 0.68
+    )
     fig.limb(neck, neck + [0, 0.1, 0.01], 0.06, look["skin"])
     fig.limb(neck + [0, 0.09, 0.03], neck + [0, 0.31, 0.03], 0.095, look["skin"], 1.1)
     fig.limb(neck + [0, 0.17, 0.0], neck + [0, 0.335, 0.005], 0.104, look["hair"], 1.1)
@@ -153,7 +178,9 @@ def pose_pedestrians(seed: int, keys: np.ndarray, phase: np.ndarray, stride: np.
     return _scaled(fig.parts(), look["tall"])
 
 
-def _leg(fig: _Figure, n: int, look: dict, hip: np.ndarray, swing: np.ndarray, bend: np.ndarray) -> None:
+def _leg(
+    fig: _Figure, n: int, look: dict, hip: np.ndarray, swing: np.ndarray, bend: np.ndarray
+) -> None:
     knee = hip + _at(n, 0, -0.43 * np.cos(swing), 0.43 * np.sin(swing))
     shin = swing - bend
     ankle = knee + _at(n, 0, -0.41 * np.cos(shin), 0.41 * np.sin(shin))
@@ -168,12 +195,18 @@ def pose_cyclists(seed: int, keys: np.ndarray, phase: np.ndarray) -> tuple[Parts
     n = len(keys)
     look = _wardrobe(seed, keys)
     fig, wheels = _Figure(n), _Figure(n)
-    zero = np.zeros(n)
     saddle, crank = _at(n, 0, 0.95, -0.2), _at(n, 0, 0.3, 0.02)
     head, bar = _at(n, 0, 0.88, 0.42), _at(n, 0, 1.04, 0.46)
     frame = look["coat"] * 0.5 + np.array([0.12, 0.12, 0.13])
     rear, front = _at(n, 0, 0.34, -0.46), _at(n, 0, 0.34, 0.58)
-    for a, b in ((crank, saddle), (saddle * [1, 0.93, 1], head), (crank, head), (rear, crank), (rear, saddle * [1, 0.9, 1]), (front, bar)):
+    for a, b in (
+        (crank, saddle),
+        (saddle * [1, 0.93, 1], head),
+        (crank, head),
+        (rear, crank),
+        (rear, saddle * [1, 0.9, 1]),
+        (front, bar),
+    ):
         fig.limb(a, b, 0.02, frame)
     fig.limb(bar + [-0.27, 0, 0], bar + [0.27, 0, 0], 0.018, np.array([0.1, 0.1, 0.1]))
     fig.limb(saddle + [0, 0, -0.12], saddle + [0, 0, 0.12], 0.06, np.array([0.08, 0.08, 0.08]))
@@ -202,7 +235,6 @@ def pose_cyclists(seed: int, keys: np.ndarray, phase: np.ndarray) -> tuple[Parts
         fig.limb(shoulder, elbow, 0.055, look["coat"] * 0.93)
         fig.limb(elbow, bar + [side * 0.25, 0.02, 0], 0.045, look["coat"] * 0.93)
         fig.limb(bar + [side * 0.25, 0, 0], bar + [side * 0.25, 0.05, 0.05], 0.04, look["skin"])
-    del zero
     return fig.parts(), wheels.parts()
 
 

@@ -83,7 +83,7 @@ class Plan:
             asphalt_tone=rng.uniform(0.62, 1.0),
         )
         self._mix = rng.dirichlet(np.array([1.5, 1.4, 1.4, 0.8, 0.8, 0.5]))
-        self._season = str(rng.choice(["summer", "summer", "autumn", "winter"]))
+        self._season = str(rng.choice(["summer", "autumn", "winter"]))
         self._crowd = rng.uniform(0.3, 1.6)
 
     @lru_cache(maxsize=256)  # noqa: B019 - a plan lives as long as its clip
@@ -91,25 +91,39 @@ class Plan:
         """The zone with this index (s // ZONE) at a side (-1 left, 1 right)."""
         rng = stream(self.seed, "zone", index, side)
         common = stream(self.seed, "zone mix", index).random()
-        if rng.random() < 0.65:  # both sides of a street are often alike
-            pick = float(common)
-        else:
-            pick = float(rng.random())
+        # Both sides of a street are often alike.
+        pick = float(common) if rng.random() < 0.65 else float(rng.random())
         place = int(np.searchsorted(np.cumsum(self._mix), pick))
         kind = ZONE_KINDS[min(place, len(ZONE_KINDS) - 1)]
         yard, fences, trees, people = {
             "shops": (0.0, ["none"], 0.02, 0.11),
-            "terrace": (rng.choice([0.0, 1.8, 3.0]), ["wall", "wall_railing", "railing", "hedge", "none"], 0.02, 0.04),
-            "suburb": (rng.uniform(4, 8), ["wall", "hedge", "panel", "hedge", "wall_railing"], 0.035, 0.025),
+            "terrace": (
+                rng.choice([0.0, 1.8, 3.0]),
+                ["wall", "wall_railing", "railing", "hedge", "none"],
+                0.02,
+                0.04,
+            ),
+            "suburb": (
+                rng.uniform(4, 8),
+                ["wall", "hedge", "panel", "hedge", "wall_railing"],
+                0.035,
+                0.025,
+            ),
             "park": (30.0, ["railing", "mesh", "none", "hedge", "wall_railing"], 0.06, 0.03),
             "offices": (rng.choice([0.0, 3.0, 6.0]), ["none", "railing", "wall"], 0.04, 0.05),
             "open": (40.0, ["guard", "mesh", "hedge", "panel", "none"], 0.05, 0.01),
         }[kind]
         return Zone(
             kind=kind,
-            pavement=rng.uniform(1.8, 4.5) if kind in ("shops", "offices") else rng.uniform(1.5, 2.8),
-            pavement_layer=str(rng.choice(["slabs", "asphalt_smooth", "slabs", "setts", "asphalt"])),
-            verge=rng.uniform(1.0, 2.5) if kind in ("suburb", "park", "open") and rng.random() < 0.5 else 0.0,
+            pavement=rng.uniform(1.8, 4.5)
+            if kind in ("shops", "offices")
+            else rng.uniform(1.5, 2.8),
+            pavement_layer=str(
+                rng.choice(["slabs", "asphalt_smooth", "slabs", "setts", "asphalt"])
+            ),
+            verge=rng.uniform(1.0, 2.5)
+            if kind in ("suburb", "park", "open") and rng.random() < 0.5
+            else 0.0,
             yard=float(yard),
             fence=str(rng.choice(fences)) if yard else "none",
             street_trees=trees * float(rng.choice([0.0, 1.0, 1.6])),
@@ -121,7 +135,7 @@ class Plan:
 
     def _tree_kind(self, rng: np.random.Generator) -> str:
         seasons = {
-            "summer": ["broad", "small", "slim", "poplar", "broad", "conifer"],
+            "summer": ["broad", "small", "slim", "poplar", "broad", "conifer", "bare"],
             "autumn": ["autumn", "broad", "bare", "conifer", "autumn"],
             "winter": ["bare", "bare", "bare", "conifer", "small"],
         }

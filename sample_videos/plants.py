@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .mesh import LEAF, TREE, Mesh
+from .mesh import LEAF, TREE, Look, Mesh
 from .textures import LAYER
 
 TREE_KINDS = ("broad", "small", "slim", "autumn", "bare", "conifer", "poplar")
@@ -26,9 +26,9 @@ def make_tree(rng: np.random.Generator, kind: str) -> Mesh:
     leaf = {"poplar": "leaf_small"}.get(kind, f"leaf_{kind}")
     centre = np.array([0, (crown_low + height) / 2 + 0.2, 0])
     half = np.array([radius, (height - crown_low) / 2 + 0.3, radius])
-    blobs = _blobs(rng, centre, half, 10)
+    blobs = _blobs(rng, centre, half, 13)
     tint = np.clip(rng.uniform(0.75, 1.0) * (1 + 0.06 * rng.standard_normal(3)), 0.4, 1)
-    _leaf_cards(mesh, rng, blobs, LAYER[leaf], tint, cards=15, size=0.3 * radius)
+    _leaf_cards(mesh, rng, blobs, LAYER[leaf], tint, cards=22, size=0.24 * radius)
     return mesh
 
 
@@ -46,30 +46,44 @@ def hedge(
     mesh: Mesh, rng: np.random.Generator, x: float, z0: float, z1: float, height: float
 ) -> None:
     """A clipped hedge along z at ``x``, bumpy, with leaf cards breaking its outline."""
-    look = {"layer": LAYER["hedge"], "cls": TREE, "tint": np.full(3, rng.uniform(0.75, 1.0))}
+    look: Look = {"layer": LAYER["hedge"], "cls": TREE, "tint": np.full(3, rng.uniform(0.75, 1.0))}
     steps = max(2, int((z1 - z0) / 1.0) + 1)
     along = np.linspace(z0, z1, steps)
-    profile = np.array([(-0.38, 0.0), (-0.42, 0.6), (-0.28, 1.0), (0.28, 1.0), (0.42, 0.6), (0.38, 0)])
+    profile = np.array(
+        [(-0.38, 0.0), (-0.42, 0.6), (-0.28, 1.0), (0.28, 1.0), (0.42, 0.6), (0.38, 0)]
+    )
     grid = np.empty((steps, len(profile), 3))
     grid[..., 0] = x + profile[None, :, 0] * (1 + 0.12 * rng.standard_normal((steps, 1)))
     grid[..., 1] = profile[None, :, 1] * height * (1 + 0.04 * rng.standard_normal((steps, 1)))
     grid[..., 2] = along[:, None]
-    normal = np.array([(-1, 0.1, 0), (-0.9, 0.4, 0), (-0.5, 0.9, 0), (0.5, 0.9, 0), (0.9, 0.4, 0), (1, 0.1, 0)])
+    normal = np.array(
+        [(-1, 0.1, 0), (-0.9, 0.4, 0), (-0.5, 0.9, 0), (0.5, 0.9, 0), (0.9, 0.4, 0), (1, 0.1, 0)]
+    )
     uv = np.stack(
-        np.broadcast_arrays(along[:, None] / 1.2, np.array([0, 0.6, 1, 1.4, 1.9, 2.4])[None]), axis=-1
+        np.broadcast_arrays(along[:, None] / 1.2, np.array([0, 0.6, 1, 1.4, 1.9, 2.4])[None]),
+        axis=-1,
     )
     open_ = np.array([[0.6, 0.9, 0.9, 0.6]])
     mesh.grid(grid, np.broadcast_to(normal, grid.shape), uv, open_=open_, **look)
     for z in np.arange(z0 + 0.3, z1 - 0.2, 0.7):
         at = np.array([x + rng.normal(0, 0.1), height * rng.uniform(0.75, 1.0), z])
-        _cards(mesh, rng, at[None], np.array([[0, 1.0, 0]]), LAYER["leaf_small"], look["tint"] * 0.9, 0.35, 0.9)
+        _cards(
+            mesh,
+            rng,
+            at[None],
+            np.array([[0, 1.0, 0]]),
+            LAYER["leaf_small"],
+            look["tint"] * 0.9,
+            0.35,
+            0.9,
+        )
 
 
 def _skeleton(
     mesh: Mesh, rng: np.random.Generator, height: float, crown_low: float, radius: float
 ) -> np.ndarray:
     """Trunk and limbs; returns the limbs' ends [K, 3]."""
-    bark = {"layer": LAYER["bark"], "cls": TREE, "tint": np.full(3, rng.uniform(0.55, 0.95))}
+    bark: Look = {"layer": LAYER["bark"], "cls": TREE, "tint": np.full(3, rng.uniform(0.55, 0.95))}
     girth = height * rng.uniform(0.016, 0.024)
     lean = rng.normal(0, 0.02 * height, 2)
     top = np.array([lean[0], height * 0.8, lean[1]])
@@ -83,14 +97,20 @@ def _skeleton(
         start = np.array([lean[0] * share, y, lean[1] * share])
         angle = 2.4 * i + rng.normal(0, 0.3)
         reach = radius * rng.uniform(0.6, 0.95) * (1.1 - 0.5 * share)
-        end = start + np.array([np.cos(angle) * reach, reach * rng.uniform(0.5, 1.2), np.sin(angle) * reach])
+        end = start + np.array(
+            [np.cos(angle) * reach, reach * rng.uniform(0.5, 1.2), np.sin(angle) * reach]
+        )
         middle = (start + end) / 2 + np.array([0, -0.1 * reach, 0])
-        mesh.tube(np.array([start, middle, end]), girth * np.array([0.5, 0.32, 0.12]), sides=5, **bark)
+        mesh.tube(
+            np.array([start, middle, end]), girth * np.array([0.5, 0.32, 0.12]), sides=5, **bark
+        )
         tips += [middle, end]
     return np.array(tips)
 
 
-def _blobs(rng: np.random.Generator, centre: np.ndarray, half: np.ndarray, count: int) -> np.ndarray:
+def _blobs(
+    rng: np.random.Generator, centre: np.ndarray, half: np.ndarray, count: int
+) -> np.ndarray:
     """Spheres filling an ellipsoid: [count, 4] of centre and radius."""
     direction = rng.standard_normal((count, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -144,7 +164,13 @@ def _cards(
     corners = np.stack([at - u - v, at + u - v, at + u + v, at - u + v], axis=1)
     shade = tint * rng.uniform(0.82, 1.12, (count, 1))
     mesh.quads(
-        corners, layer=layer, cls=TREE, kind=LEAF, normals=normal, tint=np.clip(shade, 0, 1), open_=open_
+        corners,
+        layer=layer,
+        cls=TREE,
+        kind=LEAF,
+        normals=normal,
+        tint=np.clip(shade, 0, 1),
+        open_=open_,
     )
 
 
@@ -158,28 +184,32 @@ def _twig_cards(mesh: Mesh, rng: np.random.Generator, tips: np.ndarray, radius: 
             up = (np.array([0, 1.0, 0]) + lean) * radius * rng.uniform(0.7, 1.1)
             side = np.array([np.cos(angle), 0, np.sin(angle)]) * radius * rng.uniform(0.7, 1.0)
             mesh.rect(
-                tip - side / 2 - up * 0.08, side, up, layer=LAYER["twigs"], cls=TREE, kind=LEAF,
+                tip - side / 2 - up * 0.08, side, up, dyed=True, layer=LAYER["twigs"], cls=TREE, kind=LEAF,
                 normals=(0, 0.7, 0), tint=np.full(3, rng.uniform(0.7, 1.0)), open_=0.8,
             )  # fmt: skip
 
 
 def _conifer(mesh: Mesh, rng: np.random.Generator) -> None:
     height = 9.0 * rng.uniform(0.8, 1.2)
-    bark = {"layer": LAYER["bark"], "cls": TREE, "tint": (0.6, 0.55, 0.5)}
+    bark: Look = {"layer": LAYER["bark"], "cls": TREE, "tint": (0.6, 0.55, 0.5)}
     mesh.tube(np.array([(0, -0.2, 0), (0, height * 0.95, 0)]), (0.18, 0.03), **bark)
     tint = np.full(3, rng.uniform(0.75, 1.0))
-    for level in np.linspace(0.1, 0.97, 17):
-        reach = height * 0.22 * (1.03 - level) * rng.uniform(0.85, 1.15) + 0.25
-        count = 6
-        for i in range(count):
-            angle = 2 * np.pi * (i + rng.random() * 0.6) / count + level * 9
-            out = np.array([np.cos(angle), 0, np.sin(angle)])
-            side = np.cross(out, (0, 1.0, 0)) * reach * 0.75
-            start = np.array([0, level * height + 0.35 * reach, 0])
-            along = out * reach + np.array([0, -0.45 * reach, 0])
-            normal = out * 0.7 + np.array([0, 0.6, 0])
-            corners = [start + along - side, start + along + side, start + side, start - side]
-            mesh.quads(
-                np.array([corners]), layer=LAYER["leaf_small" if i % 2 else "needles"], cls=TREE,
-                kind=LEAF, normals=normal, tint=tint * (0.62, 0.72, 0.7), open_=0.4 + 0.5 * level,
-            )  # fmt: skip
+    for level in np.linspace(0.08, 0.97, 22):
+        reach = height * 0.2 * (1.03 - level) * rng.uniform(0.85, 1.15) + 0.2
+        angle = level * 40 + np.arange(7) * 0.9 + rng.normal(0, 0.15, 7)
+        out = np.stack([np.cos(angle), 0 * angle, np.sin(angle)], axis=1)
+        for share, layer in ((0.85, "needles"), (0.6, "leaf_small"), (0.3, "leaf_small")):
+            at = out * reach * share + np.array([0, level * height - 0.25 * reach * share, 0])
+            at = at + rng.normal(0, 0.06, at.shape)
+            open_ = 0.25 + 0.35 * level + 0.3 * share
+            shade = tint * (0.58, 0.68, 0.62)
+            _cards(
+                mesh,
+                rng,
+                at,
+                out * 0.7 + [0, 0.55, 0],
+                LAYER[layer],
+                shade,
+                0.3 * reach + 0.14,
+                open_,
+            )

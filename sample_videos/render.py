@@ -1,6 +1,6 @@
 """Renders driving clips with exact labels.
 
-    python -m sample_videos.render --seed 7 --frames 300 --size 720x1280 --out sample_videos city_drive
+python -m sample_videos.render --seed 7 --frames 300 --size 720x1280 --out sample_videos city_drive
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def write_clip(
     from .video import ClipWriter
 
     with ClipWriter(out, size_hw, fps, crf) as writer:
-        for done, (picture, labels) in enumerate(render_clip(seed, frames, size_hw, fps, look=look), 1):
+        for done, (picture, labels) in enumerate(
+            render_clip(seed, frames, size_hw, fps, look=look), 1
+        ):
             writer.write(picture, labels)
             if progress is not None:
                 progress(done, frames)
@@ -86,7 +88,9 @@ def _check(frames: int, size_hw: tuple[int, int], fps: float, supersample: int) 
         raise ValueError(f"supersample must be 1 or 2, got {supersample}")
 
 
-def _render_frame(device: Device, scene: Scene, number: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
+def _render_frame(
+    device: Device, scene: Scene, number: int, fps: float
+) -> tuple[np.ndarray, np.ndarray]:
     time = number / fps
     position, axes = scene.camera(time)
     frame = scene.prepare(time)
@@ -99,7 +103,9 @@ def _render_frame(device: Device, scene: Scene, number: int, fps: float) -> tupl
     _lens_pass(device, scene, frame, clip, number, fps, position)
     height, width = device.size_hw
     picture = np.frombuffer(device.final.read(components=3, alignment=1), np.uint8)
-    labels = np.frombuffer(device.final.read(components=1, attachment=1, alignment=1, dtype="u1"), np.uint8)
+    labels = np.frombuffer(
+        device.final.read(components=1, attachment=1, alignment=1, dtype="u1"), np.uint8
+    )
     picture = np.ascontiguousarray(picture.reshape(height, width, 3)[::-1])
     return picture, np.ascontiguousarray(labels.reshape(height, width)[::-1])
 
@@ -139,6 +145,7 @@ def _light_uniforms(
         "u_drift": (0.31 * (scene.plan.seed % 17) + 0.0012 * time, 0.17 * (scene.plan.seed % 13)),
         "u_to_shadow": shadow_matrix(scene, position, axes).T,
         "u_wet": c.wet,
+        "u_fill": c.fill,
         "u_lamps": c.lamps,
         "u_path_offset": (float(position[0] % 1000.0), float(position[2] % 1000.0)),
         "u_ground_axis": np.array([np.sin(heading), np.cos(heading), position[1]]),
@@ -182,7 +189,7 @@ def _shadow_pass(device: Device, scene: Scene, frame: Frame, matrix: np.ndarray)
     device.layers.use(0)
     programs = [p for n, p in device.programs.items() if n.startswith("shadow")]
     set_uniforms(programs, {"u_clip": matrix.T})
-    for group in shaders.GROUPS:
+    for group in ("SHINY", "SOLID", "CUT"):  # the ground casts no shadow
         for index, (model, _) in scene.segments.items():
             if float(np.linalg.norm(frame.offsets[index])) < SHADOW_DISTANCE:
                 device.draw("shadow", model, group, frame.offsets[index])
@@ -213,7 +220,7 @@ def _scene_pass(device: Device, scene: Scene, frame: Frame, clip: np.ndarray) ->
     programs = [p for n, p in device.programs.items() if n.startswith("scene")]
     set_uniforms(programs, {"u_clip": clip.T, "u_layers": 0, "u_shadow": 1, "u_contact": 2})
     nearest = sorted(scene.segments, key=lambda i: float(np.linalg.norm(frame.offsets[i])))
-    for group in ("SHINY", "SOLID", "CUT"):
+    for group in shaders.GROUPS:
         for model in scene.models.values():
             device.draw("scene", model, group, None)
         for index in nearest:
@@ -225,7 +232,13 @@ def _scene_pass(device: Device, scene: Scene, frame: Frame, clip: np.ndarray) ->
 
 
 def _lens_pass(
-    device: Device, scene: Scene, frame: Frame, clip: np.ndarray, number: int, fps: float, position: np.ndarray
+    device: Device,
+    scene: Scene,
+    frame: Frame,
+    clip: np.ndarray,
+    number: int,
+    fps: float,
+    position: np.ndarray,
 ) -> None:
     c = scene.conditions
     device.colour.build_mipmaps()
@@ -248,7 +261,7 @@ def _lens_pass(
         "u_colour": 0, "u_label": 1, "u_depth": 2, "u_layers": 3, "u_drops": 4,
         "u_from_clip": np.linalg.inv(clip).T, "u_before": before.T, "u_velocity": velocities,
         "u_size": (float(width), float(height)), "u_scale": float(device.scale), "u_frame": number,
-        "u_exposure": c.exposure, "u_contrast": c.contrast, "u_balance": c.balance,
+        "u_exposure": c.exposure, "u_black": c.black, "u_contrast": c.contrast, "u_balance": c.balance,
         "u_saturation": c.saturation, "u_vignette": c.vignette, "u_noise": c.noise,
         "u_soft": c.softness * height / 480.0, "u_glare": c.glare, "u_rain": c.rain,
         "u_drop_share": 0.35 * c.rain, "u_rain_at": (rain_phase % 1.0, (rain_phase * 2.618) % 1.0),
@@ -274,7 +287,13 @@ def main() -> None:
     height, width = (int(n) for n in args.size.lower().split("x"))
     args.out.mkdir(parents=True, exist_ok=True)
     paths = write_clip(
-        args.out / args.name, args.seed, args.frames, (height, width), args.fps, look=args.look, crf=args.crf
+        args.out / args.name,
+        args.seed,
+        args.frames,
+        (height, width),
+        args.fps,
+        look=args.look,
+        crf=args.crf,
     )
     print("\n".join(str(p) for p in paths))
 

@@ -44,7 +44,9 @@ class Scene:
         self.drive = Drive(seed, self.conditions, section.lane(1), section.drive_side)
         self.traffic = Traffic(self.plan, self.drive)
         self.segments: dict[int, tuple[Model, np.ndarray]] = {}
-        self.models = {kind: device.upload(make_vehicle(kind), _ROOM.get(kind, 96)) for kind in VEHICLE_KINDS}
+        self.models = {
+            kind: device.upload(make_vehicle(kind), _ROOM.get(kind, 96)) for kind in VEHICLE_KINDS
+        }
         self.models["limb"] = device.upload(make_limb(), _ROOM["limb"])
         self.models["wheel"] = device.upload(make_wheel(), _ROOM["wheel"])
         self.backdrop = device.upload(backdrop(seed))
@@ -97,7 +99,8 @@ class Scene:
         """A segment's mesh bent along the path, relative to the returned world origin."""
         mesh = build_segment(self.plan, index)
         origin = self.path.to_world(np.array([[0.0, 0.0, index * SEGMENT]]))[0]
-        street = np.concatenate(mesh.positions).reshape(-1, 3) + [0.0, 0.0, index * SEGMENT]
+        street = np.concatenate(mesh.positions).reshape(-1, 3)
+        street = street + np.array([0.0, 0.0, index * SEGMENT])
         normals = np.concatenate([n.reshape(-1, 3) for n in mesh.normals])
         bent = Mesh(
             positions=[(self.path.to_world(street) - origin).reshape(-1, 4, 3)],
@@ -112,7 +115,11 @@ class Scene:
         return (self.path.height(s + 1.5) - self.path.height(s - 1.5)) / 3.0
 
     def _place_vehicles(
-        self, vehicles: list[Vehicle], position: np.ndarray, velocities: np.ndarray, axes: np.ndarray
+        self,
+        vehicles: list[Vehicle],
+        position: np.ndarray,
+        velocities: np.ndarray,
+        axes: np.ndarray,
     ) -> list[np.ndarray]:
         for kind in VEHICLE_KINDS:
             self.models[kind].instance_count = 0
@@ -223,4 +230,9 @@ def footprint_rows(
     along = at[:, 0] * s + at[:, 2] * c
     turn = heading - camera
     strengths = np.full(len(at), strength)
-    return list(np.stack([across, along, np.sin(turn), np.cos(turn), halves[:, 0], halves[:, 1], strengths], axis=1))
+    return list(
+        np.stack(
+            [across, along, np.sin(turn), np.cos(turn), halves[:, 0], halves[:, 1], strengths],
+            axis=1,
+        )
+    )

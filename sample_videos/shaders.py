@@ -1,12 +1,10 @@
-"""GLSL of the scene: one vertex shader for streets and instances, three ways to shade.
+"""GLSL of the scene: one vertex shader for streets and instances, four ways to shade.
 
 Lengths are metres, positions are relative to the camera, light is linear. Colour goes to target 0;
 class id and mover index go to target 1 as integers, so labels are never blended.
 """
 
 from __future__ import annotations
-
-GLASS, PAINT, LAMP, WET, LEAF = 1, 2, 3, 4, 5  # as in mesh.py
 
 _VERTEX = """
 #version 330
@@ -67,18 +65,21 @@ vec3 haze_colour(vec3 d) {
 }
 """
 
-_FRAGMENT = """
+_FRAGMENT = (
+    """
 #version 330
 uniform sampler2DArray u_layers;
 uniform sampler2DShadow u_shadow;
 uniform sampler2D u_contact;
 uniform mat4 u_to_shadow; uniform float u_wet; uniform float u_lamps; uniform vec2 u_path_offset;
-uniform float u_time;
+uniform float u_fill;
 in vec3 v_position; in vec3 v_normal; in vec2 v_uv; in vec4 v_tint; in float v_street;
 flat in uvec4 v_meta; flat in uint v_mover;
 layout(location = 0) out vec4 o_colour;
 layout(location = 1) out uvec2 o_label;
-""" + _COMMON + """
+"""
+    + _COMMON
+    + """
 float sunlight(vec3 p, vec3 n) {
     vec3 q = (u_to_shadow * vec4(p + n * 0.06, 1.0)).xyz * 0.5 + 0.5;
     vec2 edge = abs(q.xy - 0.5);
@@ -99,7 +100,13 @@ void main() {
     vec3 view = v_position / range;
     vec4 texel = texture(u_layers, vec3(v_uv, float(v_meta.x)), -0.4);
 #ifdef CUT
-    if (texel.a < mix(0.5, 0.3, smoothstep(15.0, 70.0, range))) discard;
+    float far_ = smoothstep(12.0, 60.0, range), cut = mix(0.5, 0.3, far_);
+    if (v_meta.w == 1u) {  // twigs: by chance, as mipmaps spread them over the whole card
+        vec2 cell = floor(gl_FragCoord.xy);
+        float chance = fract(sin(dot(cell, vec2(12.9898, 78.233))) * 43758.5453);
+        cut = mix(0.45, 0.12 + 0.75 * chance, far_);
+    }
+    if (texel.a < cut) discard;
 #endif
     vec3 base = texel.rgb * v_tint.rgb;
     base *= base;
@@ -112,15 +119,15 @@ void main() {
     float facing = dot(n, u_sun_direction);
 #ifdef CUT
     float through = v_meta.z == 5u ? 1.0 : 0.0;
-    float direct = mix(max(facing, 0.0), clamp(facing * 0.6 + 0.4, 0.0, 1.0) * 0.85, through);
+    float direct = mix(max(facing, 0.0), clamp(facing * 0.6 + 0.4, 0.0, 1.0) * 0.62, through);
     direct += through * 0.5 * pow(max(dot(view, u_sun_direction), 0.0), 4.0);
     direct *= open_;
 #else
     float direct = max(facing, 0.0);
 #endif
-#ifdef SOLID
+#ifdef GROUND
     float mirror_share = 0.0;
-    if (v_meta.z == 4u) {  // the ground: stains, tracks, contact shade, water
+    {  // stains, contact shade, water
         vec2 flat_ = v_position.xz + u_path_offset;
         vec4 stains = texture(u_layers, vec3(flat_ * 0.043, 1.0)) - 0.5;
         vec4 stains2 = texture(u_layers, vec3(flat_.yx * 0.011, 1.0)) - 0.5;
@@ -136,12 +143,12 @@ void main() {
         base *= mix(1.0, 0.55, u_wet);
         float grazing = 1.0 - clamp(dot(-view, n), 0.0, 1.0);
         float fresnel = 0.03 + 0.97 * pow(grazing, 5.0);
-        mirror_share = fresnel * (0.04 + u_wet * 0.38 + 0.5 * puddle);
+        mirror_share = v_meta.w == 1u ? 0.0 : fresnel * (0.04 + u_wet * 0.55 + 0.5 * puddle);
     }
 #endif
-    vec3 ambient = mix(u_bounce, mix(u_horizon, u_zenith, 0.45), n.y * 0.5 + 0.5) * open_;
+    vec3 ambient = mix(u_bounce, mix(u_horizon, u_zenith, 0.45), n.y * 0.5 + 0.5) * open_ * u_fill;
     vec3 colour = base * (u_sun * direct * lit + ambient);
-#ifdef SOLID
+#ifdef GROUND
     vec3 low = reflect(view, n);
     low.y = max(low.y, 0.02);
     vec3 skylike = mix(mirrored(low), sky_gradient(low), smoothstep(4.0, 60.0, range) * 0.5);
@@ -158,7 +165,8 @@ void main() {
         colour = colour * 0.7 + base * u_lamps;
         share *= 0.5;
     }
-    colour += mirrored(r) * share * mix(0.6, 1.0, open_) + u_sun * glint * (v_meta.z == 1u ? pane : 0.8) * 2.0;
+    colour += mirrored(r) * share * mix(0.6, 1.0, open_);
+    colour += u_sun * glint * (v_meta.z == 1u ? pane : 0.8) * 2.0;
 #endif
     float fog = 1.0 - exp(-range * u_haze);
     colour = mix(colour, haze_colour(view), fog);
@@ -166,6 +174,7 @@ void main() {
     o_label = uvec2(v_meta.y, v_mover);
 }
 """
+)
 
 SKY_VERTEX = """
 #version 330
@@ -179,13 +188,16 @@ void main() {
 }
 """
 
-SKY_FRAGMENT = """
+SKY_FRAGMENT = (
+    """
 #version 330
 uniform sampler2DArray u_layers;
 in vec3 v_ray;
 layout(location = 0) out vec4 o_colour;
 layout(location = 1) out uvec2 o_label;
-""" + _COMMON + """
+"""
+    + _COMMON
+    + """
 void main() {
     vec3 d = normalize(v_ray);
     vec3 colour = sky_gradient(d);
@@ -208,6 +220,7 @@ void main() {
     o_label = uvec2(0u, 0u);
 }
 """
+)
 
 CONTACT_VERTEX = """
 #version 330
@@ -234,7 +247,7 @@ void main() {
 }
 """
 
-GROUPS = ("SOLID", "SHINY", "CUT")
+GROUPS = ("SHINY", "SOLID", "GROUND", "CUT")  # drawn in this order
 
 
 def scene_program(group: str, instanced: bool) -> tuple[str, str]:

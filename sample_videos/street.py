@@ -56,8 +56,7 @@ def _buildings(mesh: Mesh, plan: Plan, index: int, side: int) -> None:
     zone = plan.zone(zone_index, side)
     base = zone_index * ZONE
     cursor = JUNCTION[1] + 3.5 if zone.side_road else 0.0
-    after = plan.zone(zone_index + 1, side)
-    end = ZONE + (0.0 if after.side_road else 0.0)
+    end = ZONE
     line = pavement_back(plan, zone) + zone.yard
     rng = stream(plan.seed, "buildings", zone_index, side)
     number = 0
@@ -71,7 +70,11 @@ def _buildings(mesh: Mesh, plan: Plan, index: int, side: int) -> None:
             _face_street(mesh, model, side, line + own.uniform(0, 0.25), cursor - low, width)
             if kind == "shop" and own.random() < 0.5:
                 hanging = furniture.make_projecting_sign(own)
-                at = (side * line, own.uniform(2.9, 3.6), cursor - low + own.uniform(0.5, width - 0.5))
+                at = (
+                    side * line,
+                    own.uniform(2.9, 3.6),
+                    cursor - low + own.uniform(0.5, width - 0.5),
+                )
                 mesh.place(hanging, at, side * np.pi / 2)
         cursor += width + gap
         number += 1
@@ -121,7 +124,9 @@ def _side_street(
     for _ in range(5):
         kind = plan.tree_kind_near(rng, zone)
         at = (side * rng.uniform(58, 66), 0.0, start + rng.uniform(0, 18))
-        mesh.place(tree_model(kind, int(rng.integers(0, 3))), at, rng.uniform(0, 6), rng.uniform(0.9, 1.4))
+        mesh.place(
+            tree_model(kind, int(rng.integers(0, 3))), at, rng.uniform(0, 6), rng.uniform(0.9, 1.4)
+        )
 
 
 def _open_stretches(plan: Plan, index: int, side: int) -> list[tuple[float, float]]:
@@ -146,7 +151,11 @@ def _boundary(mesh: Mesh, plan: Plan, zone: Zone, index: int, side: int) -> None
     x = side * (pavement_back(plan, zone) + 0.2)
     if zone.fence != "none":
         for z0, z1 in _open_stretches(plan, index, side):
-            gate = rng.uniform(z0, z1) if zone.kind in ("suburb", "terrace") and rng.random() < 0.8 else None
+            gate = (
+                rng.uniform(z0, z1)
+                if zone.kind in ("suburb", "terrace") and rng.random() < 0.8
+                else None
+            )
             pieces = [(z0, z1)] if gate is None else [(z0, gate - 1.2), (gate + 1.2, z1)]
             for a, b in pieces:
                 if b - a < 0.8:
@@ -192,7 +201,9 @@ def _plants(mesh: Mesh, plan: Plan, zone: Zone, index: int, side: int) -> None:
         z = rng.uniform(0, SEGMENT)
         if not plan.in_junction(index * SEGMENT + z, side, 3.5):
             at = (side * (back + rng.uniform(0.8, min(depth, 14.0))), 0.1, z)
-            mesh.place(bush_model(int(rng.integers(0, 6))), at, rng.uniform(0, 6), rng.uniform(0.7, 1.9))
+            mesh.place(
+                bush_model(int(rng.integers(0, 6))), at, rng.uniform(0, 6), rng.uniform(0.7, 1.9)
+            )
 
 
 def _furniture(mesh: Mesh, plan: Plan, zone: Zone, index: int, side: int) -> None:
@@ -204,11 +215,17 @@ def _furniture(mesh: Mesh, plan: Plan, zone: Zone, index: int, side: int) -> Non
         if not plan.in_junction(s0 + z, side, 1.0):
             mesh.place(model, (side * t, KERB_HEIGHT, z), yaw)
 
-    if (index + side) % 2 == 0 and (index // 2 + side) % 2 == 0 or rng.random() < 0.15:
+    in_turn = (index + side) % 2 == 0 and (index // 2 + side) % 2 == 0
+    if in_turn or rng.random() < 0.15:
         lamp = furniture.make_lamp(stream(plan.seed, "lamp model"))
         put(lamp, kerb + 0.35, rng.uniform(2, 18), np.pi if side > 0 else 0.0)
     for _ in range(rng.poisson(0.8)):
-        put(furniture.make_sign(rng), kerb + rng.uniform(0.3, 0.6), rng.uniform(1, 19), rng.normal(0, 0.12))
+        put(
+            furniture.make_sign(rng),
+            kerb + rng.uniform(0.3, 0.6),
+            rng.uniform(1, 19),
+            rng.normal(0, 0.12),
+        )
     if rng.random() < 0.25:  # a bare pole or a sign seen from behind
         put(furniture.make_sign(rng), kerb + 0.4, rng.uniform(1, 19), np.pi + rng.normal(0, 0.2))
     if zone.kind in ("shops", "offices") and rng.random() < 0.3:
@@ -217,12 +234,19 @@ def _furniture(mesh: Mesh, plan: Plan, zone: Zone, index: int, side: int) -> Non
         for i in range(int(rng.integers(3, 7))):
             put(model, kerb + 0.35, z0 + 1.4 * i)
     if zone.pavement > 2.4 and rng.random() < 0.06:
-        put(furniture.make_shelter(rng), kerb + 0.7, rng.uniform(4, 15), 0.0 if side < 0 else 0.0)
+        put(furniture.make_shelter(rng), kerb + 0.7, rng.uniform(4, 15), np.pi if side < 0 else 0.0)
     zone_start = int(np.floor(s0 / ZONE)) * ZONE
     near_junction = 0 <= zone_start + JUNCTION[0] - 2.2 - s0 < SEGMENT
-    crossing = plan.zone(int(np.floor(s0 / ZONE)), -1).side_road and plan.zone(int(np.floor(s0 / ZONE)), 1).side_road
+    crossing = (
+        plan.zone(int(np.floor(s0 / ZONE)), -1).side_road
+        and plan.zone(int(np.floor(s0 / ZONE)), 1).side_road
+    )
     if near_junction and crossing:
-        for yaw, z in ((0.0, JUNCTION[0] - 2.0), (0.0, JUNCTION[1] + 1.5), (np.pi, JUNCTION[1] + 2.0)):
+        for yaw, z in (
+            (0.0, JUNCTION[0] - 2.0),
+            (0.0, JUNCTION[1] + 1.5),
+            (np.pi, JUNCTION[1] + 2.0),
+        ):
             light = furniture.make_traffic_light(rng, 2)
             mesh.place(light, (side * (kerb + 0.4), KERB_HEIGHT, zone_start + z - s0), yaw)
 
@@ -231,16 +255,23 @@ def backdrop(seed: int) -> Mesh:
     """A ring of distant woods around the camera, radius 330 m, seen where the street ends."""
     rng = stream(seed, "backdrop")
     angle = np.linspace(0, 2 * np.pi, 257)
-    waves = sum(
-        np.sin(angle * k + rng.uniform(0, 6.3)) / k**0.5 for k in (3, 7, 17, 31, 53, 97)
-    )
+    waves = sum(np.sin(angle * k + rng.uniform(0, 6.3)) / k**0.5 for k in (3, 7, 17, 31, 53, 97))
     height = 9.0 + 2.2 * waves + 0.8 * rng.standard_normal(257)
     height[-1] = height[0]
     grid = np.empty((2, 257, 3))
     grid[..., 0], grid[..., 2] = 330 * np.cos(angle), 330 * np.sin(angle)
     grid[0, :, 1], grid[1, :, 1] = -14.0, height
     normal = np.stack([-np.cos(angle), 0.4 + 0 * angle, -np.sin(angle)], axis=1)
-    uv = np.stack([np.broadcast_to(angle * 30, (2, 257)), np.array([[0], [2.0]]) + 0 * angle], axis=-1)
+    uv = np.stack(
+        [np.broadcast_to(angle * 30, (2, 257)), np.array([[0], [2.0]]) + 0 * angle], axis=-1
+    )
     mesh = Mesh()
-    mesh.grid(grid, np.broadcast_to(normal, grid.shape), uv, layer=LAYER["hedge"], cls=TREE, tint=np.full(3, 0.9))
+    mesh.grid(
+        grid,
+        np.broadcast_to(normal, grid.shape),
+        uv,
+        layer=LAYER["hedge"],
+        cls=TREE,
+        tint=np.full(3, 0.9),
+    )
     return mesh

@@ -49,19 +49,19 @@ def _blocks(
 
 
 def _brick_red(rng: np.random.Generator) -> np.ndarray:
-    return _blocks(rng, 16, 5, (140, 84, 66), (158, 146, 132), 0.007, 0.14, 0.05)
+    return _blocks(rng, 16, 5, (138, 82, 66), (158, 146, 132), 0.007, 0.1, 0.03)
 
 
 def _brick_buff(rng: np.random.Generator) -> np.ndarray:
-    return _blocks(rng, 16, 5, (182, 158, 116), (170, 160, 142), 0.007, 0.12, 0.04)
+    return _blocks(rng, 16, 5, (182, 160, 122), (170, 160, 142), 0.007, 0.07, 0.018)
 
 
 def _brick_brown(rng: np.random.Generator) -> np.ndarray:
-    return _blocks(rng, 16, 5, (112, 84, 68), (120, 110, 100), 0.007, 0.16, 0.05)
+    return _blocks(rng, 16, 5, (110, 84, 70), (120, 110, 100), 0.007, 0.11, 0.03)
 
 
 def _ashlar(rng: np.random.Generator) -> np.ndarray:
-    out = _blocks(rng, 6, 3, (176, 168, 148), (132, 126, 112), 0.004, 0.07, 0.015)
+    out = _blocks(rng, 6, 3, (176, 168, 148), (132, 126, 112), 0.004, 0.045, 0.008)
     return shade(out, 1 + 0.08 * stretched(rng, 1.4, 0.2))
 
 
@@ -96,23 +96,23 @@ def _slate(rng: np.random.Generator) -> np.ndarray:
 def _asphalt(rng: np.random.Generator) -> np.ndarray:
     tone = 1 + 0.13 * spectral(rng, 0.15, low_cut=8) + 0.05 * spectral(rng, 1.2)
     chips = spectral(rng, 0.0) > 2.4
-    out = shade(solid((122, 122, 124)), tone + 0.35 * chips)
+    out = shade(solid((104, 104, 107)), tone + 0.35 * chips)
     crack = np.abs(spectral(rng, 1.7)) + 0.5 * smooth(-0.6, 0.3, spectral(rng, 1.9))
     return shade(out, 0.62 + 0.38 * smooth(0.0, 0.05, crack))
 
 
 def _asphalt_smooth(rng: np.random.Generator) -> np.ndarray:
     tone = 1 + 0.09 * spectral(rng, 0.2, low_cut=10) + 0.04 * spectral(rng, 1.5)
-    return shade(solid((120, 120, 123)), tone)
+    return shade(solid((102, 102, 106)), tone)
 
 
 def _slabs(rng: np.random.Generator) -> np.ndarray:
-    out = _blocks(rng, 4, 3, (150, 147, 141), (88, 85, 80), 0.005, 0.07, 0.015)
+    out = _blocks(rng, 4, 3, (138, 135, 130), (84, 82, 78), 0.005, 0.06, 0.01)
     return shade(out, 1 - 0.12 * smooth(0.6, 2.2, spectral(rng, 1.5)))
 
 
 def _setts(rng: np.random.Generator) -> np.ndarray:
-    return _blocks(rng, 10, 6, (142, 128, 118), (86, 78, 72), 0.006, 0.1, 0.03)
+    return _blocks(rng, 10, 6, (132, 122, 114), (86, 78, 72), 0.006, 0.07, 0.02)
 
 
 def _kerb(rng: np.random.Generator) -> np.ndarray:

@@ -71,7 +71,12 @@ class Traffic:
     def vehicles(self, time: float) -> list[Vehicle]:
         """The motor vehicles near the camera at ``time`` seconds."""
         s = self._drive.distance(time)
-        found = [*self._oncoming(time, s), *self._same_way(time, s), *self._parked(s), *self._waiting(s)]
+        found = [
+            *self._oncoming(time, s),
+            *self._same_way(time, s),
+            *self._parked(s),
+            *self._waiting(s),
+        ]
         return [v for v in found if -BEHIND < v.s - s < AHEAD]
 
     def people(self, time: float) -> list[Person]:
@@ -102,9 +107,11 @@ class Traffic:
         kind = str(rng.choice(CAR_KINDS, p=CAR_SHARES))
         if rng.random() < big:
             kind = str(rng.choice(["bus", "coach", "lorry"]))
-        paint = PAINTS[rng.integers(0, len(PAINTS))] * rng.uniform(0.85, 1.15)
+        paint = PAINTS[rng.integers(0, len(PAINTS))] * rng.uniform(0.7, 1.05)
         if kind == "bus":
-            paint = np.array([(0.62, 0.09, 0.08), (0.14, 0.3, 0.55), (0.8, 0.78, 0.7)])[rng.integers(0, 3)]
+            paint = np.array([(0.62, 0.09, 0.08), (0.14, 0.3, 0.55), (0.8, 0.78, 0.7)])[
+                rng.integers(0, 3)
+            ]
         return Vehicle(kind=kind, paint=np.clip(paint, 0, 1), **place)
 
     def _oncoming(self, time: float, s: float) -> Iterator[Vehicle]:
@@ -136,7 +143,12 @@ class Traffic:
                     continue
                 place = s + (cell + rng.uniform(0.35, 0.65)) * 24.0 + self._beside_speed * time
                 yield self._vehicle(
-                    rng, 0.08, t=section.lane(1, lane), s=place, yaw=0.0, speed=pace + self._beside_speed
+                    rng,
+                    0.08,
+                    t=section.lane(1, lane),
+                    s=place,
+                    yaw=0.0,
+                    speed=pace + self._beside_speed,
                 )
 
     def _parked(self, s: float) -> Iterator[Vehicle]:
@@ -153,7 +165,9 @@ class Traffic:
                 t = side * (section.half_width - 1.0 + rng.normal(0, 0.06))
                 with_traffic = rng.random() < 0.85
                 yaw = 0.0 if (side == section.drive_side) == with_traffic else np.pi
-                yield self._vehicle(rng, 0.0, t=t, s=place, yaw=yaw + rng.normal(0, 0.02), speed=0.0)
+                yield self._vehicle(
+                    rng, 0.0, t=t, s=place, yaw=yaw + rng.normal(0, 0.02), speed=0.0
+                )
 
     def _waiting(self, s: float) -> Iterator[Vehicle]:
         """Cars at the mouth of side roads, on driveways and in yards."""
@@ -167,13 +181,20 @@ class Traffic:
                     half = vehicle_half_size("estate")[1]
                     t = side * (section.half_width + half + rng.uniform(0.8, 8.0))
                     lane = -1.7 * section.drive_side * side
-                    yield self._vehicle(rng, 0.0, t=t, s=middle - lane, yaw=-side * np.pi / 2, speed=0.0)
+                    yield self._vehicle(
+                        rng, 0.0, t=t, s=middle - lane, yaw=-side * np.pi / 2, speed=0.0
+                    )
                 if zone.kind in ("suburb", "offices", "open", "park") and zone.yard > 5.2:
                     for _ in range(rng.poisson(3.5)):
-                        t = side * (pavement_back(self._plan, zone) + rng.uniform(2.8, min(zone.yard - 2.0, 12.0)))
+                        t = side * (
+                            pavement_back(self._plan, zone)
+                            + rng.uniform(2.8, min(zone.yard - 2.0, 12.0))
+                        )
                         place = index * ZONE + rng.uniform(20, 98)
                         yaw = side * np.pi / 2 * rng.choice([-1, 1])
-                        yield self._vehicle(rng, 0.0, t=t, s=place, yaw=yaw, speed=0.0, y=KERB_HEIGHT)
+                        yield self._vehicle(
+                            rng, 0.0, t=t, s=place, yaw=yaw, speed=0.0, y=KERB_HEIGHT
+                        )
 
     def _walkers(self, time: float, s: float) -> Iterator[Person]:
         for side in (-1, 1):
@@ -187,7 +208,9 @@ class Traffic:
                     inner = self._plan.section.half_width + KERB + zone.verge
                     share = rng.uniform(0.45, 0.85) if way > 0 else rng.uniform(0.15, 0.5)
                     for member in range(1 + int(rng.random() < 0.35) + int(rng.random() < 0.1)):
-                        t = side * (inner + 0.3 + (zone.pavement - 0.5) * ((share + 0.28 * member) % 1.0))
+                        t = side * (
+                            inner + 0.3 + (zone.pavement - 0.5) * ((share + 0.28 * member) % 1.0)
+                        )
                         place = start + rng.uniform(-0.4, 0.4)
                         on_road = self._plan.in_junction(place, side, -1.6)
                         phase = 2 * np.pi * 0.95 * time + rng.uniform(0, 6)
@@ -204,8 +227,22 @@ class Traffic:
                 zone = self._plan.zone_at(place, side)
                 if rng.random() > 2.2 * zone.people or self._plan.in_junction(place, side, 1.0):
                     continue
-                t = side * (self._plan.section.half_width + KERB + zone.verge + rng.uniform(0.3, zone.pavement))
-                yield Person((cell, 200 + side), t, KERB_HEIGHT, place, rng.uniform(0, 6.3), (0.0, 0.0), 0.6, 0.12)
+                t = side * (
+                    self._plan.section.half_width
+                    + KERB
+                    + zone.verge
+                    + rng.uniform(0.3, zone.pavement)
+                )
+                yield Person(
+                    (cell, 200 + side),
+                    t,
+                    KERB_HEIGHT,
+                    place,
+                    rng.uniform(0, 6.3),
+                    (0.0, 0.0),
+                    0.6,
+                    0.12,
+                )
 
     def _crossing(self, time: float, s: float) -> Iterator[Person]:
         """People who cross well ahead of us and are over before we come."""
@@ -223,7 +260,16 @@ class Traffic:
                 t = way * (share * (2 * w + 3.0) - w - 1.5)
                 y = 0.0 if abs(t) < w else KERB_HEIGHT
                 at = place + 0.8 * member
-                yield Person((cell, 300 + member), t, y, at, way * np.pi / 2, (way * 1.5, 0.0), 6.3 * time, 0.85)
+                yield Person(
+                    (cell, 300 + member),
+                    t,
+                    y,
+                    at,
+                    way * np.pi / 2,
+                    (way * 1.5, 0.0),
+                    6.3 * time,
+                    0.85,
+                )
 
 
 def _cells(middle: float, size: float) -> range:

@@ -6,10 +6,11 @@ Local axes: x across, y up, z forwards; the origin lies on the ground below the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .mesh import CAR, GLASS, LAMP, MATTE, PAINT, UNIT_UV, Mesh
+from .mesh import CAR, GLASS, LAMP, MATTE, PAINT, UNIT_UV, Look, Mesh
 from .textures import LAYER
 
 # The cross-section from sill to roof centre: (share of the width, share of the way from sill to
@@ -86,7 +87,7 @@ def vehicle_half_size(kind: str) -> tuple[float, float]:
 
 def _car(body: Body) -> Mesh:
     mesh = Mesh()
-    grid, glass = _loft(body)
+    grid = _loft(body)
     normals = _grid_normals(grid)
     lower = np.array([0.45, 0.6, 0.75, 0.9, 1, 1, 1, 1, 1])
     open_grid = np.concatenate([lower, lower[-2::-1]])
@@ -96,20 +97,27 @@ def _car(body: Body) -> Mesh:
                 quad = grid[row : row + 2, c : c + 2]
                 look = _surface(group)
                 shade = open_grid[[c, c + 1]][None, [0, 1, 1, 0]]
-                mesh.grid(quad, normals[row : row + 2, c : c + 2], quad[..., 1:] * 0.5, open_=shade, **look)
+                mesh.grid(
+                    quad,
+                    normals[row : row + 2, c : c + 2],
+                    quad[..., 1:] * 0.5,
+                    open_=shade,
+                    **look,
+                )
     for end, facing in ((0, -1.0), (-1, 1.0)):  # close the ends below the bumpers
         ring = grid[end]
         half = len(ring) // 2
-        corners = np.stack([ring[:half], ring[1 : half + 1], ring[::-1][1 : half + 1], ring[::-1][:half]], axis=1)
+        corners = np.stack(
+            [ring[:half], ring[1 : half + 1], ring[::-1][1 : half + 1], ring[::-1][:half]], axis=1
+        )
         mesh.quads(corners, normals=(0, 0, facing), **_surface("body"))
     _underside(mesh, body.half_width, body.half_length, body.sill)
     _wheels(mesh, body.half_width, body.wheel_radius, body.axles)
     _trim(mesh, body)
-    del glass
     return mesh
 
 
-def _loft(body: Body) -> tuple[np.ndarray, np.ndarray]:
+def _loft(body: Body) -> np.ndarray:
     """Grid [stations, points, 3] around the body from the left sill over the roof to the right."""
     rows = []
     for z, roof, share, _ in body.stations:
@@ -122,8 +130,7 @@ def _loft(body: Body) -> tuple[np.ndarray, np.ndarray]:
             x[5:8] = np.array([0.93, 0.88, 0.7]) * body.half_width * share
         half = np.stack([x, y, np.full_like(x, z)], axis=1)
         rows.append(np.concatenate([half * [-1, 1, 1], half[-2::-1]]))
-    grid = np.array(rows)
-    return grid, np.zeros(len(rows))
+    return np.array(rows)
 
 
 def _grid_normals(grid: np.ndarray) -> np.ndarray:
@@ -157,7 +164,7 @@ def _surface(group: str) -> dict:
 
 
 def _underside(mesh: Mesh, half_width: float, half_length: float, sill: float) -> None:
-    look = {"layer": LAYER["plain"], "cls": CAR, "tint": np.full(3, 0.05), "open_": 0.15}
+    look: Look = {"layer": LAYER["plain"], "cls": CAR, "tint": np.full(3, 0.05), "open_": 0.15}
     w, z = half_width * 0.88, half_length * 0.93
     mesh.box((-w, sill - 0.06, -z), (w, sill + 0.1, z), **look)
 
@@ -166,7 +173,12 @@ def _wheels(mesh: Mesh, half_width: float, radius: float, axles: tuple[float, ..
     for z in axles:
         for side in (-1.0, 1.0):
             outer, inner = side * (half_width - 0.01), side * (half_width - 0.24)
-            tyre = {"layer": LAYER["plain"], "cls": CAR, "tint": np.full(3, 0.16), "open_": 0.55}
+            tyre: Look = {
+                "layer": LAYER["plain"],
+                "cls": CAR,
+                "tint": np.full(3, 0.16),
+                "open_": 0.55,
+            }
             ends = np.array([(inner, radius, z), (outer, radius, z)])
             mesh.tube(ends, (radius, radius), sides=14, **tyre)
             centre = np.array([outer + side * 0.004, radius, z])
@@ -178,7 +190,9 @@ def _wheels(mesh: Mesh, half_width: float, radius: float, axles: tuple[float, ..
 def _fan(mesh: Mesh, centre: np.ndarray, side: float, radius: float, tint: np.ndarray) -> None:
     angle = np.linspace(0, 2 * np.pi, 13)
     ring = centre + radius * np.stack([0 * angle, np.sin(angle), np.cos(angle)], axis=1)
-    corners = np.stack([np.broadcast_to(centre, (6, 3)), ring[:-1:2], ring[1::2], ring[2::2]], axis=1)
+    corners = np.stack(
+        [np.broadcast_to(centre, (6, 3)), ring[:-1:2], ring[1::2], ring[2::2]], axis=1
+    )
     mesh.quads(corners, layer=LAYER["plain"], cls=CAR, normals=(side, 0, 0), tint=tint, open_=0.3)
 
 
@@ -187,9 +201,13 @@ def _wheel_disc(mesh: Mesh, centre: np.ndarray, side: float, radius: float) -> N
     circle = np.stack([0 * angle, np.sin(angle), np.cos(angle)], axis=1)
     ring = centre + radius * circle
     uv_ring = 0.75 + 0.245 * circle[:, 1:]
-    corners = np.stack([np.broadcast_to(centre, (6, 3)), ring[:-1:2], ring[1::2], ring[2::2]], axis=1)
+    corners = np.stack(
+        [np.broadcast_to(centre, (6, 3)), ring[:-1:2], ring[1::2], ring[2::2]], axis=1
+    )
     uv = np.stack([np.full((6, 2), 0.75), uv_ring[:-1:2], uv_ring[1::2], uv_ring[2::2]], axis=1)
-    mesh.quads(corners, layer=LAYER["vehicle_trim"], cls=CAR, uv=uv, normals=(side, 0, 0), open_=0.75)
+    mesh.quads(
+        corners, layer=LAYER["vehicle_trim"], cls=CAR, uv=uv, normals=(side, 0, 0), open_=0.75
+    )
 
 
 def _trim(mesh: Mesh, body: Body) -> None:
@@ -198,22 +216,66 @@ def _trim(mesh: Mesh, body: Body) -> None:
     lamp_y, z_lamp = body.belt - 0.28, body.stations[-2][0]
     for side in (-1.0, 1.0):
         a, b = sorted((side * w * 0.44, side * w * 0.8))
-        _panel(mesh, (a, lamp_y - 0.1), (b, lamp_y + 0.08), z_lamp + 0.1, 1.0, LAMP, (1.0, 0.97, 0.88))
-        a, b = sorted((side * w * 0.6, side * w * 0.9))
-        _panel(mesh, (a, body.belt - 0.3), (b, body.belt + 0.0), rear - 0.035, -1.0, LAMP, (0.72, 0.05, 0.05))
+        _panel(
+            mesh, (a, lamp_y - 0.1), (b, lamp_y + 0.08), z_lamp + 0.1, 1.0, LAMP, (1.0, 0.97, 0.88)
+        )
+        a, b = sorted((side * w * 0.68, side * w * 0.9))
+        _panel(
+            mesh,
+            (a, body.belt - 0.3),
+            (b, body.belt - 0.1),
+            rear - 0.035,
+            -1.0,
+            LAMP,
+            (0.72, 0.05, 0.05),
+        )
         mirror_z = next(s[0] for s in body.stations if s[3] == "W" and s[0] > -0.5) + 0.35
         x = side * (w + 0.09)
-        look = {"layer": LAYER["plain"], "cls": CAR, "kind": PAINT, "dyed": True}
-        mesh.box((x - 0.09, body.belt + 0.02, mirror_z - 0.06), (x + 0.09, body.belt + 0.16, mirror_z + 0.05), **look)
-    bumper = {"layer": LAYER["plain"], "cls": CAR, "tint": np.full(3, 0.13)}
+        look: Look = {"layer": LAYER["plain"], "cls": CAR, "kind": PAINT, "dyed": True}
+        mesh.box(
+            (x - 0.09, body.belt + 0.02, mirror_z - 0.06),
+            (x + 0.09, body.belt + 0.16, mirror_z + 0.05),
+            **look,
+        )
+    bumper: Look = {"layer": LAYER["plain"], "cls": CAR, "tint": np.full(3, 0.13)}
     low = body.sill + 0.04
-    mesh.box((-w * 0.82, low, rear - 0.07), (w * 0.82, low + 0.24, rear + 0.2), **bumper)
-    mesh.box((-w * 0.72, low, front - 0.25), (w * 0.72, low + 0.22, front + 0.06), **bumper)
+    mesh.box((-w * 0.82, low, rear - 0.07), (w * 0.82, low + 0.14, rear + 0.2), **bumper)
+    mesh.box((-w * 0.72, low, front - 0.25), (w * 0.72, low + 0.13, front + 0.06), **bumper)
     grille = np.array([(-w * 0.4, lamp_y - 0.12), (w * 0.4, lamp_y + 0.02)])
-    _panel(mesh, grille[0], grille[1], z_lamp + 0.11, 1.0, MATTE, (0.9, 0.9, 0.9), "vehicle_trim", (0.0, 0.0))
-    _panel(mesh, (-0.26, low + 0.05), (0.26, low + 0.16), front + 0.07, 1.0, MATTE, (1, 1, 1.3), "vehicle_trim", (0.5, 0.0))
+    _panel(
+        mesh,
+        grille[0],
+        grille[1],
+        z_lamp + 0.11,
+        1.0,
+        MATTE,
+        (0.9, 0.9, 0.9),
+        "vehicle_trim",
+        (0.0, 0.0),
+    )
+    _panel(
+        mesh,
+        (-0.26, low + 0.05),
+        (0.26, low + 0.16),
+        front + 0.07,
+        1.0,
+        MATTE,
+        (1, 1, 1.3),
+        "vehicle_trim",
+        (0.5, 0.0),
+    )
     plate_y = body.belt - 0.35
-    _panel(mesh, (-0.26, plate_y), (0.26, plate_y + 0.11), rear - 0.045, -1.0, MATTE, (1, 1, 1), "vehicle_trim", (0.5, 0.0))
+    _panel(
+        mesh,
+        (-0.26, plate_y),
+        (0.26, plate_y + 0.11),
+        rear - 0.045,
+        -1.0,
+        MATTE,
+        (1, 1, 1),
+        "vehicle_trim",
+        (0.5, 0.0),
+    )
 
 
 def _panel(
@@ -222,13 +284,19 @@ def _panel(
 ) -> None:  # fmt: skip
     """A small upright quad at ``z`` facing along ±z, with a quarter of its texture."""
     x = (low[0], high[0]) if facing < 0 else (high[0], low[0])
-    corners = np.array([[(x[0], low[1], z), (x[1], low[1], z), (x[1], high[1], z), (x[0], high[1], z)]])
+    corners = np.array(
+        [[(x[0], low[1], z), (x[1], low[1], z), (x[1], high[1], z), (x[0], high[1], z)]]
+    )
     uv = UNIT_UV * 0.48 + np.array(quarter) + 0.01
-    mesh.quads(corners, layer=LAYER[layer], cls=CAR, kind=kind, uv=uv, tint=tint, normals=(0, 0, facing))
+    mesh.quads(
+        corners, layer=LAYER[layer], cls=CAR, kind=kind, uv=uv, tint=tint, normals=(0, 0, facing)
+    )
 
 
-def _boxy(mesh: Mesh, low: tuple, high: tuple, **look: object) -> None:
-    mesh.box(low, high, **({"layer": LAYER["plain"], "cls": CAR, "kind": PAINT, "dyed": True} | look))
+def _boxy(mesh: Mesh, low: tuple, high: tuple, **look: Any) -> None:
+    mesh.box(
+        low, high, **({"layer": LAYER["plain"], "cls": CAR, "kind": PAINT, "dyed": True} | look)
+    )
 
 
 def _bus(decks: int) -> Mesh:
@@ -236,14 +304,18 @@ def _bus(decks: int) -> Mesh:
     mesh = Mesh()
     height, w, z = (4.2 if decks == 2 else 3.0), 1.25, 5.2
     _boxy(mesh, (-w, 0.35, -z), (w, height, z))
-    pane = {"layer": LAYER["plain"], "cls": CAR, "kind": GLASS, "tint": (0.17, 0.19, 0.2)}
+    pane: Look = {"layer": LAYER["plain"], "cls": CAR, "kind": GLASS, "tint": (0.17, 0.19, 0.2)}
     for deck in range(decks):
         y0 = 1.25 + 1.75 * deck
         for side in (-1.0, 1.0):
             for i in range(7):
                 z0 = -z + 0.35 + i * 1.4
                 mesh.rect(
-                    (side * (w + 0.01), y0, z0), (0, 0, 1.28), (0, 0.95, 0), normals=(side, 0, 0), **pane
+                    (side * (w + 0.01), y0, z0),
+                    (0, 0, 1.28),
+                    (0, 0.95, 0),
+                    normals=(side, 0, 0),
+                    **pane,
                 )
         for facing, drop in ((1.0, 0.35 if deck == 0 else 0.0), (-1.0, -0.1)):
             mesh.rect(
@@ -251,10 +323,18 @@ def _bus(decks: int) -> Mesh:
                 normals=(0, 0, facing), **pane,
             )  # fmt: skip
     _end_lamps(mesh, w, z, 0.75)
-    _panel(mesh, (-0.7, height - 0.42), (0.7, height - 0.12), z + 0.02, 1.0, LAMP, (0.45, 0.33, 0.05))
+    _panel(
+        mesh, (-0.7, height - 0.42), (0.7, height - 0.12), z + 0.02, 1.0, LAMP, (0.45, 0.33, 0.05)
+    )
     _panel(mesh, (-0.6, 2.55), (0.6, 2.95), -z - 0.02, -1.0, MATTE, (1, 1, 1), "poster", (0.5, 0.5))
     _underside(mesh, w, z, 0.34)
-    _wheels(mesh, w, 0.48, (-3.0, 3.2))
+    _wheels(mesh, w + 0.025, 0.48, (-3.0, 3.2))
+    band: Look = {"layer": LAYER["plain"], "cls": CAR, "tint": np.full(3, 0.82)}
+    for side in (-1.0, 1.0):  # a light band and the door
+        x = side * (w + 0.008)
+        mesh.rect((x, 2.3, -z), (0, 0, 2 * z), (0, 0.35, 0), normals=(side, 0, 0), **band)
+        door = band | {"kind": GLASS, "tint": (0.14, 0.15, 0.16)}
+        mesh.rect((x, 0.5, 3.9), (0, 0, 1.15), (0, 1.75, 0), normals=(side, 0, 0), **door)
     return mesh
 
 
@@ -263,7 +343,7 @@ def _lorry() -> Mesh:
     _boxy(mesh, (-1.05, 0.5, 1.9), (1.05, 2.6, 3.6))
     white = {"dyed": False, "tint": np.full(3, 0.86), "kind": MATTE, "layer": LAYER["metal"]}
     _boxy(mesh, (-1.2, 0.9, -3.6), (1.2, 3.4, 1.75), **white)
-    pane = {"layer": LAYER["plain"], "cls": CAR, "kind": GLASS, "tint": (0.16, 0.18, 0.2)}
+    pane: Look = {"layer": LAYER["plain"], "cls": CAR, "kind": GLASS, "tint": (0.16, 0.18, 0.2)}
     mesh.rect((-0.92, 1.5, 3.61), (1.84, 0, 0), (0, 0.85, 0), normals=(0, 0, 1), **pane)
     for side in (-1.0, 1.0):
         mesh.rect((side * 1.06, 1.5, 2.5), (0, 0, 0.9), (0, 0.75, 0), normals=(side, 0, 0), **pane)
@@ -278,5 +358,25 @@ def _end_lamps(mesh: Mesh, w: float, z: float, y: float) -> None:
         a, b = sorted((side * w * 0.62, side * w * 0.94))
         _panel(mesh, (a, y - 0.12), (b, y + 0.1), z + 0.03, 1.0, LAMP, (1.0, 0.97, 0.88))
         _panel(mesh, (a, y - 0.15), (b, y + 0.15), -z - 0.03, -1.0, LAMP, (0.72, 0.05, 0.05))
-    _panel(mesh, (-0.26, y - 0.2), (0.26, y - 0.09), z + 0.03, 1.0, MATTE, (1, 1, 1), "vehicle_trim", (0.5, 0.0))
-    _panel(mesh, (-0.26, y - 0.2), (0.26, y - 0.09), -z - 0.03, -1.0, MATTE, (1, 1, 1), "vehicle_trim", (0.5, 0.0))
+    _panel(
+        mesh,
+        (-0.26, y - 0.2),
+        (0.26, y - 0.09),
+        z + 0.03,
+        1.0,
+        MATTE,
+        (1, 1, 1),
+        "vehicle_trim",
+        (0.5, 0.0),
+    )
+    _panel(
+        mesh,
+        (-0.26, y - 0.2),
+        (0.26, y - 0.09),
+        -z - 0.03,
+        -1.0,
+        MATTE,
+        (1, 1, 1),
+        "vehicle_trim",
+        (0.5, 0.0),
+    )

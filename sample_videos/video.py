@@ -21,12 +21,16 @@ class ClipWriter:
     def __init__(self, out: Path, size_hw: tuple[int, int], fps: float, crf: int) -> None:
         self.picture_path = out.with_name(out.name + ".mp4")
         self.label_path = out.with_name(out.name + "_labels.mkv")
-        self._parts = [p.with_name(f".{p.stem}.part{p.suffix}") for p in (self.picture_path, self.label_path)]
+        self._parts = [
+            p.with_name(f".{p.stem}.part{p.suffix}") for p in (self.picture_path, self.label_path)
+        ]
         height, width = size_hw
         if height % 2 or width % 2:
             raise ValueError(f"size_hw must be even for 4:2:0 video, got {size_hw}")
         rate = Fraction(fps).limit_denominator(1001)
-        self._picture_file = av.open(str(self._parts[0]), "w", format="mp4", options={"movflags": "faststart"})
+        self._picture_file = av.open(
+            str(self._parts[0]), "w", format="mp4", options={"movflags": "faststart"}
+        )
         self._picture = self._picture_file.add_stream("libx264", rate=rate)
         self._picture.width, self._picture.height = width, height
         self._picture.pix_fmt = "yuv420p"
@@ -38,7 +42,14 @@ class ClipWriter:
         self._label = self._label_file.add_stream("ffv1", rate=rate)
         self._label.width, self._label.height = width, height
         self._label.pix_fmt = "gray"
-        self._label.options = {"level": "3", "context": "1", "coder": "range_def", "g": "30", "slices": "4"}
+        self._label.options = {
+            "level": "3",
+            "context": "1",
+            "coder": "range_def",
+            "g": "30",
+            "slices": "4",
+        }
+        self._tick = 1 / rate
         self._count = 0
 
     def write(self, picture: np.ndarray, labels: np.ndarray) -> None:
@@ -51,7 +62,7 @@ class ClipWriter:
             (grey, self._label, self._label_file),
         ):
             frame.pts = self._count
-            frame.time_base = Fraction(1) / stream.rate
+            frame.time_base = self._tick
             file.mux(stream.encode(frame))
         self._count += 1
 
@@ -59,11 +70,17 @@ class ClipWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         try:
             if kind is None:
-                for stream, file in ((self._picture, self._picture_file), (self._label, self._label_file)):
+                for stream, file in (
+                    (self._picture, self._picture_file),
+                    (self._label, self._label_file),
+                ):
                     file.mux(stream.encode(None))
         finally:
             self._picture_file.close()

@@ -122,11 +122,13 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     weights = load_file(folder / "weights.safetensors")
     wrong = {**weights, "head.weight": torch.zeros(12, 16, 1, 1)}
     save_file(wrong, folder / "weights.safetensors")
-    with pytest.raises(SpecError, match=r"head.weight must be \[11, 16, 1, 1\], got \[12, 16, 1, 1"):
+    with pytest.raises(
+        SpecError, match=r"head.weight must be \[11, 16, 1, 1\], got \[12, 16, 1, 1"
+    ):
         load(str(folder))
     del wrong["head.weight"]
     save_file(wrong, folder / "weights.safetensors")
-    with pytest.raises(SpecError, match="lacks 'head.weight'"):
+    with pytest.raises(SpecError, match=r"lacks 'head.weight'"):
         load(str(folder))
     save_file({**weights, "stray": torch.zeros(1)}, folder / "weights.safetensors")
     with pytest.raises(SpecError, match="holds unknown 'stray'"):
@@ -137,7 +139,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_models_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="unknown model 'nonesuch': give a shipped model .roadnet"):
+    with pytest.raises(SpecError, match=r"unknown model 'nonesuch': give a shipped model .roadnet"):
         find_model("nonesuch")
     with pytest.raises(SpecError, match=r"has no spec.json"):
         find_model(str(tmp_path))

@@ -31,9 +31,7 @@ class Engine(Protocol):
     slots: int
     batches: bool
 
-    def step(
-        self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]
-    ) -> np.ndarray:
+    def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
         """Advance N streams by T frames each.
 
         Args:

@@ -111,7 +111,11 @@ def _cache_key(files: ModelFiles, model_hw: tuple[int, int]) -> str:
     import openvino
 
     digest = hashlib.sha256()
-    for path in (files.weights_path, files.spec_path, *sorted(Path(models.__path__[0]).glob("*.py"))):
+    for path in (
+        files.weights_path,
+        files.spec_path,
+        *sorted(Path(models.__path__[0]).glob("*.py")),
+    ):
         digest.update(path.read_bytes())
     digest.update(f"{model_hw} {openvino.__version__}".encode())
     return digest.hexdigest()[:24]

@@ -30,7 +30,7 @@ INSTANCE_FORMAT = "4f 4f 4f 4f 4f/i"
 INSTANCE_NAMES = ("in_row0", "in_row1", "in_row2", "in_dye", "in_extra")
 SHADOW_SIZE = 1536
 CONTACT_SIZE = 512
-MAX_MOVERS = 256
+MAX_MOVERS = 192  # fits the 1024 uniform components that OpenGL 3.3 promises
 _GROUP_KINDS = {"SHINY": (GLASS, PAINT, LAMP), "GROUND": (WET,), "CUT": (LEAF, CUTOUT)}
 
 

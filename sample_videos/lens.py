@@ -18,7 +18,7 @@ LENS_FRAGMENT = """
 uniform sampler2D u_colour; uniform usampler2D u_label; uniform sampler2D u_depth;
 uniform sampler2DArray u_layers; uniform sampler2D u_drops;
 uniform mat4 u_from_clip; uniform mat4 u_before;  // clip to now, now to the shutter's opening
-uniform vec3 u_velocity[256];  // metres a shutter time, by mover
+uniform vec3 u_velocity[192];  // metres a shutter time, by mover
 uniform vec2 u_size; uniform float u_scale; uniform uint u_frame;
 uniform float u_exposure; uniform float u_black; uniform float u_contrast;
 uniform vec3 u_balance; uniform float u_saturation;

@@ -11,13 +11,15 @@ import random
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
+from av.video.frame import VideoFrame
 
 FRAMES = 24
 MOVING = f"testsrc2=size=96x64:rate=25:duration={FRAMES / 25}"
@@ -353,3 +355,30 @@ BUILDERS |= {
 def has_ffmpeg() -> bool:
     """Whether the `ffmpeg` and `ffprobe` commands are there."""
     return bool(shutil.which("ffmpeg") and shutil.which("ffprobe"))
+
+
+def write_moving_clip(path: Path, frames: int, *, seed: int, first: int = 0) -> None:
+    """A 128x96 H.264 clip at 30 frames a second, written by PyAV: a seeded picture that scrolls.
+
+    `first` leaves out so many frames at the start; the others are the same.
+    """
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (12, 40, 3), dtype=np.uint8)
+    wall = coarse.repeat(8, 0).repeat(16, 1)  # 96 x 640
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for number in range(first, frames):
+            picture = np.ascontiguousarray(np.roll(wall, -4 * number, 1)[:, :128])
+            container.mux(stream.encode(VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def write_images(folder: Path, names: Sequence[str]) -> None:
+    """A folder of small PNG pictures of these names."""
+    folder.mkdir(parents=True)
+    for number, name in enumerate(names):
+        picture = np.full((96, 128, 3), 20 + 70 * number, np.uint8)
+        done, data = cv2.imencode(".png", picture)
+        assert done
+        (folder / f"{name}.png").write_bytes(data.tobytes())

@@ -1,0 +1,321 @@
+"""The main job from end to end, through the command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
+from pipeline.run import RunConfig, prepare, run, segment
+from pipeline.sinks import OutputOptions
+from pipeline.stages import SourceReport
+from tests import media
+
+FRAMES = 21
+
+
+def roadmask(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """uint8 [T, H, W] of a label video."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="gray") for f in container.decode(video=0)])
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight videos of different lengths and contents."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number in range(8):
+        media.write_moving_clip(folder / f"clip{number}.mp4", FRAMES + number, seed=number)
+    return folder
+
+
+def labels_of_run(tmp: Path, sources: list[Path], **settings: object) -> dict[str, np.ndarray]:
+    config = RunConfig(
+        tuple(map(str, sources)),
+        tmp,
+        OutputOptions(labels="mkv", color=False),
+        **settings,  # type: ignore[arg-type]
+    )
+    for event in run(prepare(config)):
+        if isinstance(event, SourceReport):
+            assert event.error is None, event.error
+    return {path.parent.name: read_labels(path) for path in tmp.glob("*/labels.mkv")}
+
+
+@pytest.fixture(scope="module")
+def counted_alone(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The counting engine's labels of each clip run alone, inline, a frame at a time."""
+    found: dict[str, np.ndarray] = {}
+    for clip in sorted(clips.iterdir()):
+        out = tmp_path_factory.mktemp("alone")
+        found |= labels_of_run(out, [clip], engine="counting", placement="inline", chunk=1)
+    return found
+
+
+@pytest.mark.parametrize("chunk", [1, 8])
+@pytest.mark.parametrize("placement", ["inline", "fused", "spread"])
+def test_state_is_carried_alike_everywhere(
+    clips: Path, tmp_path: Path, counted_alone: dict[str, np.ndarray], placement: str, chunk: int
+) -> None:
+    """Eight streams at once, in chunks of 1 and 8, in one process and through Ray: each frame's count
+    (its stream's steps) and checksum (of all frames before it) equal those of the stream alone."""
+    found = labels_of_run(
+        tmp_path, sorted(clips.iterdir()), engine="counting", placement=placement, chunk=chunk
+    )
+    assert found.keys() == counted_alone.keys()
+    for name, labels in counted_alone.items():
+        np.testing.assert_array_equal(found[name], labels, err_msg=name)
+        np.testing.assert_array_equal(labels[:, -1, -1], np.arange(1, len(labels) + 1))
+
+
+def test_the_real_network_labels_alike_everywhere(clips: Path, tmp_path: Path) -> None:
+    """At least 99.99 % of pixels equal, of every stream; on a CPU all of them are."""
+    sources, size = sorted(clips.iterdir()), (96, 128)
+    alone = labels_of_run(
+        tmp_path / "alone", sources[:1], placement="inline", chunk=1, size_hw=size
+    )
+    for placement, chunk, among in [("inline", 8, 1), ("fused", 8, 1), ("spread", 1, 8)]:
+        found = labels_of_run(
+            tmp_path / f"{placement}{chunk}", sources[:among],
+            placement=placement, chunk=chunk, size_hw=size,
+        )  # fmt: skip
+        same = (found["clip0"] == alone["clip0"]).mean()
+        assert same >= 0.9999, f"{placement}, chunks of {chunk}, among {among}: {same:.6f}"
+    assert len(np.unique(alone["clip0"])) > 1
+
+
+def test_memory_of_a_stream_shows_in_its_labels(clips: Path, tmp_path: Path) -> None:
+    """The network does use its state: a frame's labels depend on the frames before it."""
+    batches = list(segment(clips / "clip0.mp4", chunk=4))
+    steps = np.concatenate([batch.steps for batch in batches])
+    assert steps.tolist() == list(range(1, FRAMES + 1))
+    tail = tmp_path / "tail.mp4"
+    media.write_moving_clip(tail, FRAMES, seed=0, first=10)
+    without = next(iter(segment(tail, chunk=1)))
+    whole = np.concatenate([batch.labels for batch in batches])
+    assert (whole[10] != without.labels[0]).any()
+
+
+def test_a_run_leaves_what_the_design_says(clips: Path, tmp_path: Path) -> None:
+    done = roadmask("run", clips / "clip3.mp4", "--out", tmp_path, "--overlay", "--inline", "--json",
+                    "--size", "96x128")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["frames"] == FRAMES + 3
+    assert report["error"] is None
+    folder = tmp_path / "clip3"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "color.mp4", "labels.mkv", "manifest.json", "overlay.mp4", "stats.jsonl",
+    ]  # fmt: skip
+    stats = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in stats] == list(range(FRAMES + 3))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["engine"]["name"] == "cpu"
+    assert manifest["engine"]["reason"]
+    assert manifest["placement"]["name"] == "inline"
+    assert len(manifest["model"]["weights_sha256"]) == 64
+    assert f"{FRAMES + 3} frames in" in done.stderr
+
+
+def test_many_kinds_of_sources_in_one_run(clips: Path, tmp_path: Path) -> None:
+    """A folder, a glob, a file and a folder of images; labels as images by name."""
+    images = tmp_path / "Bilder ä"
+    media.write_images(images, ["eins", "zwei", "drei"])
+    out = tmp_path / "out"
+    done = roadmask("run", images, str(clips / "clip[12].mp4"), clips / "clip0.mp4", "--out", out,
+                    "--engine", "counting", "--labels", "png", "--no-color", "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    reports = {r["stream_id"]: r for r in map(json.loads, done.stdout.splitlines())}
+    assert reports.keys() == {"Bilder ä", "clip0", "clip1", "clip2"}
+    names = sorted(path.stem for path in (out / "Bilder ä" / "labels").iterdir())
+    assert names == ["drei", "eins", "zwei"]
+    assert len(list((out / "clip2" / "labels").iterdir())) == FRAMES + 2
+
+
+def test_bad_sources_are_named_and_harm_no_other(clips: Path, tmp_path: Path) -> None:
+    text, empty, out = tmp_path / "notes.mp4", tmp_path / "empty", tmp_path / "out"
+    text.write_text("this is not a video\n" * 50)
+    empty.mkdir()
+    missing = tmp_path / "missing.mp4"
+    done = roadmask("run", text, missing, clips / "clip0.mp4", empty, "--out", out, "--json",
+                    "--engine", "counting")  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 3
+    for name in ("notes.mp4", "missing.mp4", "empty"):
+        assert sum(name in line for line in errors) == 1, errors
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["frames"] for r in reports if r["error"] is None] == [FRAMES]
+    assert (out / "clip0" / "labels.mkv").exists()
+    strays = [p for p in out.rglob("*") if p.is_file() and p.parent.name != "clip0"]
+    assert strays == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "nonesuch"], "unknown model 'nonesuch': give a shipped model (roadnet)"),
+        (
+            ["--engine", "abacus"],
+            "unknown engine 'abacus': choose one of auto, cpu, cuda, tensorrt",
+        ),
+        (["--size", "360"], "--size must be HEIGHTxWIDTH in pixels, such as 360x640, got '360'"),
+        (["--size", "100x100"], "size must be multiples of 8 from 32 up, height x width"),
+        (["--labels", "gif"], "gif"),
+        (["--placement", "nowhere"], "unknown placement 'nowhere'"),
+        (["--inline", "--address", "auto"], "cannot be combined with --address"),
+        (["--address", "127.0.0.1:1"], "no Ray cluster at '127.0.0.1:1'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_2(
+    clips: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    done = roadmask("run", clips / "clip0.mp4", "--out", tmp_path / "out", *arguments)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_output_that_cannot_be_written_is_one_line(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = roadmask("run", clips / "clip0.mp4", "--out", tmp_path / "file" / "out")
+    assert done.returncode == 2
+    assert f"cannot write to output folder {tmp_path / 'file' / 'out'}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_weights_that_do_not_fit_are_one_line(clips: Path, tmp_path: Path) -> None:
+    from models.registry import build, save
+    from models.spec import Spec
+
+    spec = Spec("small", options={"width": 16, "memory": 16})
+    save(tmp_path / "m", build(spec), Spec("small", options={"width": 32, "memory": 16}))
+    done = roadmask(
+        "run", clips / "clip0.mp4", "--out", tmp_path / "out", "--model", tmp_path / "m"
+    )
+    assert done.returncode in (1, 2)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "weights.safetensors does not fit spec.json" in errors[0]
+    assert "must be" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("placement", ["inline", "fused", "spread"])
+def test_ctrl_c_finishes_what_is_decoded(tmp_path: Path, placement: str) -> None:
+    clip, out = tmp_path / "long.mp4", tmp_path / "out"
+    media.write_moving_clip(clip, 3000, seed=1)
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(clip), str(clip.parent / "lo*.mp4"),
+               "--out", str(out), "--engine", "cpu", "--size", "96x128", "--json",
+               *(["--inline"] if placement == "inline" else ["--placement", placement])]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    part = out / "long" / ".labels.mkv.part"
+    deadline = time.monotonic() + 60
+    while not (part.exists() and part.stat().st_size > 20_000):
+        assert time.monotonic() < deadline, "the run never began to write"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    report = json.loads(stdout)
+    assert report["interrupted"]
+    frames = report["frames"]
+    assert 0 < frames < 3000
+    assert len(read_labels(out / "long" / "labels.mkv")) == frames
+    with av.open(str(out / "long" / "color.mp4")) as color:
+        assert sum(1 for _ in color.decode(video=0)) == frames
+    assert json.loads((out / "long" / "manifest.json").read_text())["interrupted"] is True
+    assert not list(out.rglob("*.part"))
+
+
+def test_a_killed_worker_fails_its_source_only(clips: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.mp4"
+    media.write_moving_clip(long, 3000, seed=1)
+    config = RunConfig(
+        (str(long), str(clips / "clip0.mp4")), tmp_path / "out", OutputOptions(),
+        engine="cpu", size_hw=(96, 128), placement="fused",
+    )  # fmt: skip
+    reports, killed = {}, False
+    for event in run(prepare(config)):
+        if isinstance(event, SourceReport):
+            reports[event.stream_id] = event
+        elif event.stream_id == "long" and not killed:
+            killed = _kill_worker("FusedActor")
+    assert killed
+    assert "process that worked on it died" in (reports["long"].error or "")
+    assert reports["clip0"].error is None
+    assert not (tmp_path / "out" / "long" / "labels.mkv").exists()
+    assert (tmp_path / "out" / "clip0" / "labels.mkv").exists()
+
+
+def _kill_worker(actor: str) -> bool:
+    """Kill the processes of one kind of actor that this process started."""
+    found = False
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                title = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(f"ray::{actor}".encode()):
+                os.kill(int(folder.name), signal.SIGKILL)
+                found = True
+    return found
+
+
+def test_python_gets_labels_in_three_lines(clips: Path) -> None:
+    total = sum(len(batch) for batch in segment(clips / "clip1.mp4", engine="counting"))
+    assert total == FRAMES + 1
+    with pytest.raises(PipelineError, match=r"missing\.mp4"):
+        next(iter(segment("missing.mp4")))
+
+
+def test_what_is_asked_is_checked_before_anything_runs(tmp_path: Path) -> None:
+    for error, settings in [
+        (ConfigError, {"chunk": 0}),
+        (ModelError, {"model": "nonesuch"}),
+        (EngineError, {"engine": "tensorrt"}),
+        (EngineError, {"engine": "abacus"}),
+    ]:
+        with pytest.raises(error):
+            prepare(RunConfig(("x.mp4",), tmp_path, OutputOptions(), **settings))  # type: ignore[arg-type]
+    with pytest.raises(OutputError):
+        prepare(RunConfig(("x.mp4",), Path("/proc/nowhere"), OutputOptions()))
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = ("import sys; from typer.testing import CliRunner; from pipeline.cli import app;"
+            "assert CliRunner().invoke(app, ['--help']).exit_code == 0;"
+            "heavy = {'torch', 'ray', 'cv2', 'av', 'openvino', 'numpy'} & set(sys.modules);"
+            "assert not heavy, heavy")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_does_not_import_torch_or_ray_before_it_must(clips: Path, tmp_path: Path) -> None:
+    code = ("import sys; from pathlib import Path; from pipeline.run import *;"
+            f"prepare(RunConfig(({str(clips / 'clip0.mp4')!r},), Path({str(tmp_path)!r}),"
+            "OutputOptions()));"
+            "heavy = {'torch', 'ray'} & set(sys.modules); assert not heavy, heavy")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

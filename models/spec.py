@@ -66,10 +66,16 @@ class Spec:
             )
         if not 1 <= len(self.classes) <= 254:
             raise SpecError(f"a model has 1 to 254 classes, got {len(self.classes)}")
-        if self.short_side % self.stride:
+        if any(not 0 <= value <= 255 for colour in self.palette_rgb for value in colour):
+            raise SpecError(f"colours must be 0-255, got {self.palette_rgb}")
+        if self.stride < 8 or self.stride % 8:
+            raise SpecError(f"stride must be a multiple of 8 pixels, got {self.stride}")
+        if self.short_side < self.stride or self.short_side % self.stride:
             raise SpecError(
                 f"short_side must be a multiple of stride {self.stride}, got {self.short_side}"
             )
+        if self.longest_aspect < 1:
+            raise SpecError(f"longest_aspect must be at least 1, got {self.longest_aspect}")
 
     def model_hw(self, source_hw: tuple[int, int]) -> tuple[int, int]:
         """The network's input size for a frame of `source_hw`: short side fixed, aspect kept.
@@ -111,7 +117,12 @@ class ModelFiles:
         return self.folder / "weights.safetensors"
 
     def spec(self) -> Spec:
-        return Spec.from_json(self.spec_path.read_text("utf-8"), str(self.spec_path))
+        """Raises SpecError for a file that is no specification, OSError for one not to be read."""
+        try:
+            text = self.spec_path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise SpecError(f"{self.spec_path} is not a model specification: {error}") from error
+        return Spec.from_json(text, str(self.spec_path))
 
     def weights_sha256(self) -> str:
         return hashlib.sha256(self.weights_path.read_bytes()).hexdigest()

@@ -30,6 +30,8 @@ from models.registry import build, save
 from models.roadnet import RoadNet
 from models.spec import Spec
 
+Batch = tuple[Tensor, Tensor]  # RGB uint8 [N, T, h, w, 3] and labels uint8 [N, T, h, w]
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -126,6 +128,11 @@ class Trainer:
         if not self.checkpoint.exists():
             return
         saved = torch.load(self.checkpoint, weights_only=True)
+        if saved["identity"] != self._identity():
+            raise DataError(
+                f"{self.checkpoint} was trained with {saved['identity']}, the configuration says"
+                f" {self._identity()}: give another --out"
+            )
         self.network.load_state_dict(saved["network"])
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -162,7 +169,10 @@ class Trainer:
         while self.step < first + phase.steps:
             started = time.monotonic()
             rate = learning_rate(phase, self.step - first)
-            loss_sum += self._update(batches.get(), phase, rate)
+            batch = batches.get()
+            if isinstance(batch, Exception):
+                raise batch
+            loss_sum += self._update(batch, phase, rate)
             seen += 1
             self.step += 1
             self.seconds += time.monotonic() - started
@@ -188,7 +198,7 @@ class Trainer:
             rare=[self.spec.classes.index(name) for name in self.config.rare],
         )  # fmt: skip
 
-    def _update(self, batch: tuple[Tensor, Tensor], phase: Phase, rate: float) -> float:
+    def _update(self, batch: Batch, phase: Phase, rate: float) -> float:
         """One optimiser step; returns the loss. Raises FloatingPointError if it is not finite."""
         frames, labels = batch[0].movedim(-1, 2).float(), batch[1].long()
         self.network.train()
@@ -232,6 +242,11 @@ class Trainer:
         self.say(f"step {self.step}: val mIoU {100 * score.mean_iou():.2f} %  {iou}")
         return score
 
+    def _identity(self) -> dict[str, Any]:
+        """What may not change between a checkpoint and its resumption; phases may be added."""
+        return {"network": self.config.network, "options": self.config.options,
+                "seed": self.config.seed}  # fmt: skip
+
     def _log(self, **values: Any) -> None:
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
@@ -242,7 +257,7 @@ class Trainer:
             {
                 "network": self.network.state_dict(), "average": self.average.state_dict(),
                 "optimizer": self.optimizer.state_dict(), "step": self.step,
-                "seconds": self.seconds,
+                "seconds": self.seconds, "identity": self._identity(),
             },
             part,
         )  # fmt: skip
@@ -285,9 +300,9 @@ def _decay_groups(network: nn.Module, decay: float) -> list[dict[str, Any]]:
     return [{"params": kernels, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _ahead(sampler: ClipSampler, phase: Phase, steps: range) -> Queue[tuple[Tensor, Tensor]]:
+def _ahead(sampler: ClipSampler, phase: Phase, steps: range) -> Queue[Batch | Exception]:
     """Make the batches of `steps` in a thread, at most three ahead of their use: uint8, RGB last."""
-    batches: Queue[tuple[Tensor, Tensor]] = Queue(maxsize=3)
+    batches: Queue[Batch | Exception] = Queue(maxsize=3)
 
     def produce() -> None:
         for step in steps:
@@ -295,7 +310,13 @@ def _ahead(sampler: ClipSampler, phase: Phase, steps: range) -> Queue[tuple[Tens
             # No torch arithmetic here: its threads would spin beside those of the training.
             batches.put((torch.from_numpy(rgb), torch.from_numpy(labels)))
 
-    Thread(target=produce, daemon=True).start()
+    def produce_or_tell() -> None:
+        try:
+            produce()
+        except Exception as error:  # else the training would wait for it for ever
+            batches.put(error)
+
+    Thread(target=produce_or_tell, daemon=True).start()
     return batches
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -22,12 +24,16 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # the workers are what the us
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import ConfigError, StageError
 from pipeline.frames import FrameBatch, FrameItem, LabelBatch, LabelItem
+from pipeline.parts import clear_stale
 from pipeline.sources import Source
 from pipeline.stages import (
+    BATCHES_ON_THE_WAY,
+    SHARED_MEMORY_BYTES,
+    UNREAD_BATCHES,
     Job,
     RunEvent,
     SourceReport,
@@ -36,15 +42,12 @@ from pipeline.stages import (
     guarded,
     make_decoder,
     make_segmenter,
+    one_line,
     process,
     root_cause,
 )
 
-UNREAD_BATCHES = 2  # batches a producer may be ahead of its consumer in another process
-# Batches between a decoder and its sink: unread ones on both hops, and one in each stage's hands.
-BATCHES_ON_THE_WAY = 2 * UNREAD_BATCHES + 4
 UNREAD_EVENTS = 64  # progress events the driver may be behind
-SHARED_MEMORY_BYTES = 512 * 2**20  # Ray's object store; what does not fit is spilled to disk
 
 
 class FusedActor:
@@ -73,6 +76,7 @@ class DecoderActor:
         self.on_the_way: deque[Any] = deque(maxlen=BATCHES_ON_THE_WAY)
 
     def frames(self, source: Source) -> Iterator[FrameItem]:
+        self.on_the_way.clear()  # the source before this one has been written
         with (
             make_decoder(self.job, source, self.stopping.is_set) as decoder,
             closing(iter(decoder)) as items,
@@ -94,7 +98,7 @@ class SegmenterActor:
     def __init__(self, job: Job) -> None:
         self.segmenter = make_segmenter(job)
 
-    def labels(self, decoder: Any, source: Source) -> Iterator[LabelItem]:
+    def labels(self, source: Source, decoder: Any) -> Iterator[LabelItem]:
         with closing(_pull(decoder.frames, UNREAD_BATCHES, source)) as frames:
             yield from self.segmenter.labels(frames)
 
@@ -109,36 +113,40 @@ class SinkActor:
         yield from guarded(source, self._events(source, decoder, segmenter))
 
     def _events(self, source: Source, decoder: Any, segmenter: Any) -> Iterator[RunEvent]:
-        with closing(_pull(segmenter.labels, UNREAD_BATCHES, decoder, source)) as items:
-            yield from drain(self.job, source, _with_pictures(items))
+        with closing(_pull(segmenter.labels, UNREAD_BATCHES, source, decoder)) as items:
+            yield from drain(self.job, source, _with_pictures(items, source))
 
 
-def _with_pictures(items: Iterator[LabelItem]) -> Iterator[LabelItem]:
+def _with_pictures(items: Iterator[LabelItem], source: Source) -> Iterator[LabelItem]:
     for item in items:
         if isinstance(item, LabelBatch) and item.pictures is not None:
-            yield replace(item, pictures=ray.get(item.pictures))
+            try:
+                pictures = ray.get(item.pictures)
+            except RayError as error:  # they went with the decoder that owned them
+                raise StageError(f"{source.uri}: a process that worked on it died") from error
+            yield replace(item, pictures=pictures)
         else:
             yield item
 
 
-def _pull(method: Any, unread: int, *args: Any) -> Generator[Any, None, None]:
-    """Call an actor's generator method and take its items one by one.
+def _pull(method: Any, unread: int, source: Source, *args: Any) -> Generator[Any, None, None]:
+    """Call an actor's generator method for a source and take its items one by one.
 
     Raises what the method raised, or StageError if its process died. Closing stops the producer: just
     letting go of the generator would leave it running.
     """
     items = method.options(
         num_returns="streaming", _generator_backpressure_num_objects=unread
-    ).remote(*args)
+    ).remote(source, *args)
     finished = False
     try:
         for reference in items:
             yield ray.get(reference)
         finished = True
-    except RayActorError as error:
-        raise StageError(f"the process of a stage died: {error}".splitlines()[0]) from error
-    except RayError as error:
+    except RayTaskError as error:  # the method raised
         raise root_cause(error) from error
+    except RayError as error:
+        raise StageError(f"{source.uri}: a process that worked on it died") from error
     finally:
         if not finished:
             with suppress(Exception):
@@ -149,17 +157,24 @@ def _pull(method: Any, unread: int, *args: Any) -> Generator[Any, None, None]:
 def cluster(address: str | None) -> Iterator[None]:
     """A Ray of our own on this machine, or a running one at `address`; left again at the end.
 
-    Raises ConfigError if there is no cluster at `address`.
+    Raises ConfigError if there is no cluster at `address`, StageError if our own does not start.
     """
     arguments: dict[str, Any] = {"address": "local", "include_dashboard": False,
                                  "object_store_memory": SHARED_MEMORY_BYTES}  # fmt: skip
     if address is not None:
         arguments = {"address": address}
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of its own defaults at each start
+    on_terminate = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, configure_logging=False, **arguments)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"no Ray cluster at {address!r}: {first}") from error
+        ray.init(log_to_driver=False, configure_logging=False, **arguments)
+    except Exception as error:  # Ray raises a bare Exception when a start takes too long
+        if address is not None:
+            raise ConfigError(f"no Ray cluster at {address!r}: {one_line(error)}") from error
+        raise StageError(
+            f"Ray could not start on this machine: {one_line(error)}; --inline runs without it"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray put its own there, which just exits
     try:
         yield
     finally:
@@ -200,21 +215,22 @@ class Lane:
     def take(self) -> RunEvent | None:
         """The next event, once `ray.wait` has said there is one; None at the generator's end.
 
-        The death of an actor gives a report, and new actors for the next source.
+        The death of a process gives a report, and new actors for the next source.
         """
         assert self.source is not None
         try:
-            return ray.get(next(self.generator))
+            event: RunEvent = ray.get(next(self.generator))
         except StopIteration:
             return None
-        except RayActorError as error:
+        except RayError as error:  # what the stages themselves raise comes as a report
             died = StageError(f"{self.source.uri}: the process that worked on it died")
+            event = replace(failure(self.source, died), details=str(error))
+        if isinstance(event, SourceReport) and event.process_died:
             self.close()
+            # The dead could not tidy up: what they had begun is nobody's now.
+            clear_stale(self.job.out / self.source.stream_id)
             self._make()
-            report = failure(self.source, died)
-            return replace(report, details=str(error))
-        except RayError as error:
-            return failure(self.source, error)
+        return event
 
     def stop(self) -> None:
         self.decoder.stop.options(concurrency_group="control").remote()
@@ -228,7 +244,8 @@ class Lane:
 def _actor(
     kind: type, job: Job, cpus: float, groups: dict[str, int] | None = None, threads: int = 1
 ) -> Any:
-    options: dict[str, Any] = {"num_cpus": cpus, "max_concurrency": threads}
+    # A shared segmenter that dies fails what it was working on, and serves the next sources again.
+    options: dict[str, Any] = {"num_cpus": cpus, "max_concurrency": threads, "max_restarts": -1}
     if groups:
         options["concurrency_groups"] = groups
     return ray.remote(**options)(kind).remote(job)
@@ -251,6 +268,8 @@ def run_on_ray(
     """
     cpus = 0.0 if address is None else (1.0 if fused else 0.5)
     with cluster(address), ExitStack() as stack:
+        if address is not None:
+            lanes = min(lanes, _lanes_that_fit(cpus, fused))
         segmenter = None
         if not fused:
             segmenter = _actor(SegmenterActor, job, cpus, threads=lanes + 1)
@@ -285,3 +304,14 @@ def _events(
                 if waiting:
                     lane.start(waiting.pop())
                     working[lane.generator] = lane
+                else:
+                    lane.close()
+
+
+def _lanes_that_fit(cpus: float, fused: bool) -> int:
+    """Lanes the cluster's cores can hold, at least one. Raises ConfigError if not even one fits."""
+    cores = ray.cluster_resources().get("CPU", 0.0)
+    lanes = int(cores // cpus) if fused else int((cores - cpus) // (2 * cpus))
+    if lanes < 1:
+        raise ConfigError(f"the Ray cluster has {cores:g} cores: at least 2 are needed")
+    return lanes

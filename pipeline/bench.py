@@ -45,7 +45,7 @@ def rate(stamps: list[tuple[float, int]], warm_up: int = WARM_UP_FRAMES) -> floa
     """
     steady = [stamp for stamp in stamps if stamp[1] > warm_up]
     if len(steady) < 2:
-        raise ConfigError(f"the clip is too short: give one with over {2 * warm_up} frames")
+        raise ConfigError(f"the clip is too short: give one with over {warm_up + 8} frames")
     return (steady[-1][1] - steady[0][1]) / (steady[-1][0] - steady[0][0])
 
 

@@ -152,10 +152,16 @@ def run(
                 sources=tuple(sources), out=out,
                 options=OutputOptions(labels=labels, color=color, overlay=overlay),
                 model=model, engine=engine, size_hw=_parse_size(size),
-                placement="inline" if inline else placement, address=address,
+                placement=_placement(inline, placement), address=address,
             )
         )  # fmt: skip
         raise typer.Exit(_execute(plan, display))
+
+
+def _placement(inline: bool, placement: str) -> str:
+    if inline and placement not in ("auto", "inline"):
+        raise ConfigError(f"--inline and --placement {placement} exclude each other: give one")
+    return "inline" if inline else placement
 
 
 def _execute(plan: Plan, display: Display) -> int:
@@ -219,8 +225,10 @@ def train(
 
     try:
         print(training.main(config, out))
-    except (ValueError, FloatingPointError) as error:
+    except ValueError as error:  # the data or the configuration
         raise ConfigError(str(error)) from error
+    except FloatingPointError as error:
+        raise PipelineError(str(error)) from error
 
 
 @app.command()

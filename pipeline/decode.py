@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
@@ -35,8 +36,11 @@ class Decoder:
     `StreamInfo.frame_names`, so a frame's name is `frame_names[pts]` even after an image that could
     not be decoded; `frame_index` counts decoded frames.
 
-    Damaged packets are counted and decoding goes on after them. A change of size ends the chunk, is
-    announced by a `Gap`, and goes on with a new `StreamInfo`.
+    Damaged packets are counted and decoding goes on after them, and so are images that cannot be
+    decoded or converted. A change of size ends the chunk, is announced by a `Gap`, and goes on with
+    a new `StreamInfo`. A clock that starts anew, as in recordings joined end to end, ends the chunk
+    and is announced by a `Gap` too. Holes in the time stamps are not: a time-lapse is nothing else,
+    and would have one before every frame.
     """
 
     def __init__(
@@ -48,25 +52,32 @@ class Decoder:
         pictures: bool = False,
         threads: int = 1,
         stop: Callable[[], bool] | None = None,
+        batch_bytes: int | None = None,
     ) -> None:
         """
         Args:
             source: what to decode.
             model_hw: gives the network's height and width, multiples of 8, for a displayed size.
-            chunk: frames a batch; only the last one before a `Gap` or the end has fewer.
+            chunk: frames a batch; only the last one before a `Gap`, a change of format or the end
+                has fewer, or all of them by `batch_bytes`.
             pictures: whether batches carry the frames at full size too.
             threads: decoding threads; 0 for as many as there are cores. More than one is faster by
                 the clock, costs about a tenth more CPU and buffers a frame a thread.
             stop: asked once a packet; when it says True, what is decoded is sent and the stream
-                ends with `interrupted`.
+                ends with `interrupted`. All packets read so far are decoded, so between the last
+                frames B-frames may be missing that come later in the file.
+            batch_bytes: upper bound of a batch's `pixels` and `pictures` together; batches have
+                fewer frames to stay under it, but never less than one. None for no bound.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
+        if batch_bytes is not None and batch_bytes < 1:
+            raise ValueError(f"batch_bytes must be at least 1 or None, got {batch_bytes}")
         if threads < 0:
             raise ValueError(f"threads must be 0 (one a core) or more, got {threads}")
         self._source, self._model_hw = source, model_hw
         self._chunk_frames, self._pictures = chunk, pictures
-        self._threads, self._stop = threads, stop
+        self._threads, self._stop, self._batch_bytes = threads, stop, batch_bytes
         self._reader: VideoReader | ImageReader | None = None
 
     def __enter__(self) -> Decoder:
@@ -109,14 +120,23 @@ class Decoder:
 
     def _items(self, reader: VideoReader | ImageReader) -> Iterator[FrameItem]:
         chunk: _Chunk | None = None
-        count = 0
+        count = restarts = 0
         for frame, pts in reader:
-            if chunk is None or not chunk.fits(frame):
-                before, chunk = chunk, self._start_chunk(reader, frame, count)
-                if before is not None:
-                    yield from before.take()
-                    yield from _size_gap(before, chunk, count)
-            chunk.add(frame, pts)
+            anew = reader.clock.restarts > restarts
+            into = chunk
+            if into is None or anew or not into.fits(frame):
+                into = self._start_chunk(reader, frame, count)
+            try:
+                into.add(frame, pts)
+            except MediaError as error:
+                if not isinstance(reader, ImageReader):
+                    raise
+                reader.leave_out(pts, str(error).removeprefix(f"{self._source.uri}: "))
+                continue
+            if chunk is not None and into is not chunk:
+                yield from chunk.take()
+                yield from _gap(chunk, into, count, anew)
+            chunk, restarts = into, reader.clock.restarts
             count += 1
             if chunk.full:
                 yield from chunk.take()
@@ -139,10 +159,19 @@ class Decoder:
             stream,
             converter,
             frame_index=frame_index,
-            frames=self._chunk_frames,
+            frames=self._frames_a_batch((height, width), converter.size_hw),
             model_hw=(height, width),
             pictures=self._pictures,
         )
+
+    def _frames_a_batch(self, model_hw: tuple[int, int], size_hw: tuple[int, int]) -> int:
+        if self._batch_bytes is None:
+            return self._chunk_frames
+        frame_bytes = math.prod(model_hw) * 3 // 2
+        if self._pictures:
+            rows, columns = size_hw
+            frame_bytes += rows * columns + 2 * ((rows + 1) // 2) * ((columns + 1) // 2)
+        return min(self._chunk_frames, max(1, self._batch_bytes // frame_bytes))
 
     def _end(
         self, reader: VideoReader | ImageReader, chunk: _Chunk | None, frame_count: int
@@ -274,11 +303,14 @@ def _frame_details(frame: VideoFrame, converter: PlaneConverter) -> dict[str, An
     return found
 
 
-def _size_gap(before: _Chunk, after: _Chunk, frame_index: int) -> Iterator[Gap]:
+def _gap(before: _Chunk, after: _Chunk, frame_index: int, anew: bool) -> Iterator[Gap]:
+    """What is between two chunks, if it is more than another pixel format."""
     old, new = before.stream.size_hw, after.stream.size_hw
     if old != new:
         reason = f"size changed from {old[1]}x{old[0]} to {new[1]}x{new[0]}"
         yield Gap(after.stream, frame_index, None, reason)
+    elif anew:
+        yield Gap(after.stream, frame_index, None, "the clock starts anew")
 
 
 def _why_no_frame(reader: VideoReader | ImageReader) -> str:

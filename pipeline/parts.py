@@ -134,12 +134,21 @@ def prepare_folder(folder: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        clear_stale(folder)
+        _clear(folder)
     return new
 
 
 def clear_stale(folder: Path) -> None:
-    """Remove temporary files of a crashed run; give back a folder it was about to replace."""
+    """Remove what a crashed run left in a source's folder, and the folder if nothing else is in it.
+
+    A folder that it was about to replace gets its name back. No error, whatever the state.
+    """
+    with contextlib.suppress(OSError):
+        _clear(folder)
+        folder.rmdir()
+
+
+def _clear(folder: Path) -> None:
     for path in folder.glob(f".*{_SUFFIX}"):
         _remove(path)
     for path in folder.glob(f".*{_REPLACED}"):

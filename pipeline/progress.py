@@ -22,14 +22,18 @@ class Meter:
         self.first: tuple[float, int] | None = None  # when the first frames were done, and how many
         self.frames: dict[str, int] = {}
         self.expected: dict[str, int | None] = {}
-        self.ended: set[str] = set()
+        self.reports = 0
 
     def update(self, event: RunEvent) -> None:
         if isinstance(event, Progress):
             self.first = self.first or (time.monotonic(), event.frames)
             self.expected[event.stream_id] = event.frame_count
         else:
-            self.ended.add(event.stream_id)
+            self.reports += 1
+            if event.error is not None:  # it adds nothing to what is done or left
+                self.expected.pop(event.stream_id, None)
+                self.frames.pop(event.stream_id, None)
+                return
             self.expected[event.stream_id] = event.frames
         self.frames[event.stream_id] = event.frames
 
@@ -121,7 +125,7 @@ class Display:
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=self.meter.done, total=total, fps=f"{self.meter.fps:.1f} fps",
-                description=f"{len(self.meter.ended)}/{self.sources} {event.stream_id}",
+                description=f"{self.meter.reports}/{self.sources} {event.stream_id}",
             )  # fmt: skip
         elif not self.quiet and time.monotonic() - self._shown >= LINE_EVERY_SECONDS:
             self._shown = time.monotonic()
@@ -130,7 +134,7 @@ class Display:
     def summary(self) -> None:
         """One line at the end."""
         if not self.quiet:
-            good = len(self.meter.ended) - self.failed
+            good = self.meter.reports - self.failed
             failed = f", {self.failed} failed" if self.failed else ""
             seconds = time.monotonic() - self.meter.began
             self._print(
@@ -154,7 +158,7 @@ class Display:
             for note in report.notes:
                 self._print(f"note: {report.source}: {note}")
         if self.as_json:
-            print(json.dumps(asdict(report), ensure_ascii=False), flush=True)
+            print(json.dumps(asdict(report)), flush=True)  # ASCII: names need not be UTF-8
 
     def _print(self, line: str) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -18,7 +19,7 @@ from av.video.stream import VideoStream
 
 from pipeline.errors import MediaError, SourceNotFoundError
 from pipeline.sources import Source
-from pipeline.timestamps import Timestamps
+from pipeline.timestamps import LOOK_AHEAD, Timestamps
 
 IMAGE_TIME_BASE = Fraction(1, 30)
 _NETWORK_TIMEOUTS_S = (10.0, 30.0)  # to open, to read
@@ -77,7 +78,8 @@ class VideoReader:
     Attributes:
         facts: what the container says.
         tally: what went wrong so far.
-        clock: makes the time stamps, counts those it made up.
+        clock: makes the time stamps, counts those it made up, and the times it was started anew up
+            to the frame given last.
     """
 
     def __init__(self, uri: str, threads: int, stop: Callable[[], bool] | None) -> None:
@@ -86,7 +88,8 @@ class VideoReader:
         Args:
             uri: path or URL.
             threads: decoding threads; 0 for as many as there are cores.
-            stop: asked once a packet whether to stop reading.
+            stop: asked once a packet whether to stop reading; the frames that the decoder still
+                holds are given.
 
         Raises:
             SourceNotFoundError: the file is not there.
@@ -105,16 +108,27 @@ class VideoReader:
         self.clock = Timestamps(self.facts.time_base, self.facts.average_rate)
 
     def __iter__(self) -> Iterator[tuple[VideoFrame, int]]:
+        waiting: deque[VideoFrame] = deque()
+        for frame in self._frames():
+            waiting.append(frame)
+            while waiting and (
+                len(waiting) > LOOK_AHEAD or not self.clock.jumps_back(waiting[0].pts)
+            ):
+                yield self._stamped(waiting)
+        while waiting:
+            yield self._stamped(waiting)
+
+    def _frames(self) -> Iterator[VideoFrame]:
         set_threads(self._stream, self._threads)
         sent = given = 0
         for packet in self._packets():
             frames = decode_packet(self._stream, packet, self.tally)
             sent += packet is not None and packet.size > 0 and not packet.is_discard
             given += len(frames)
-            yield from self._stamped(frames)
+            yield from frames
         missing = sent - given - self.tally.undecodable_packets
         if self._threads != 1 and missing > 0 and not self.tally.interrupted:
-            yield from self._stamped(self._lost_while_draining(given))
+            yield from self._lost_while_draining(given)
 
     def close(self) -> None:
         """Closes the file and ends an iteration under way. May be called more than once."""
@@ -130,19 +144,23 @@ class VideoReader:
             for packet in self._container.demux(self._stream):
                 if self._stop is not None and self._stop():
                     self.tally.interrupted = True
-                    return
+                    break
                 yield packet
                 if self._closed:  # to read on would be to read from freed memory
                     self.tally.interrupted = True
                     return
+            else:
+                return  # the last packet is one that makes the decoder give all it holds
         except av.FFmpegError as error:
             self.tally.note(f"reading stopped before the end: {_reason(error)}")
-            yield None
+        yield None
 
-    def _stamped(self, frames: list[VideoFrame]) -> Iterator[tuple[VideoFrame, int]]:
-        for frame in frames:
-            self.tally.corrupt_frames += frame.is_corrupt
-            yield frame, self.clock.stamp(frame.pts, frame.dts, frame.duration)
+    def _stamped(self, waiting: deque[VideoFrame]) -> tuple[VideoFrame, int]:
+        """The first of the waiting frames, and its stamp."""
+        frame = waiting.popleft()
+        self.tally.corrupt_frames += frame.is_corrupt
+        after = [later.pts for later in waiting]
+        return frame, self.clock.stamp(frame.pts, frame.dts, frame.duration, after)
 
     def _lost_while_draining(self, given: int) -> list[VideoFrame]:
         """The frames that decoding with one thread gives beyond the first `given`.
@@ -191,15 +209,20 @@ class ImageReader:
             if self._stop is not None and self._stop():
                 self.tally.interrupted = True
                 return
-            frame = self._read(file)
+            frame = self._read(place, file)
             if frame is not None:
                 self.tally.corrupt_frames += frame.is_corrupt
                 yield frame, self.clock.stamp(place)
 
+    def leave_out(self, place: int, reason: str) -> None:
+        """Counts a file that gives no frame, with a note."""
+        self.tally.undecodable_packets += 1
+        self.tally.note(f"{os.path.basename(self._files[place])} was left out: {reason}")
+
     def close(self) -> None:
         """Nothing stays open between images."""
 
-    def _read(self, file: str) -> VideoFrame | None:
+    def _read(self, place: int, file: str) -> VideoFrame | None:
         inside = Tally()
         try:
             with open_media(file) as container:
@@ -213,8 +236,7 @@ class ImageReader:
             reason = str(error).removeprefix(f"{file}: ")
         except (SourceNotFoundError, av.FFmpegError) as error:
             reason = _reason(error)
-        self.tally.undecodable_packets += 1
-        self.tally.note(f"{os.path.basename(file)} was left out: {reason}")
+        self.leave_out(place, reason)
         return None
 
 

@@ -10,7 +10,7 @@ import platform
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from pipeline.errors import ConfigError, ModelError, OutputError
 from pipeline.frames import LabelBatch
 from pipeline.settings import available_cores
 from pipeline.sinks import OutputOptions
-from pipeline.sources import Source, expand
+from pipeline.sources import Source, expand, inside_its_output
 from pipeline.stages import (
+    BATCHES_ON_THE_WAY,
+    SHARED_MEMORY_BYTES,
     Job,
     RunEvent,
     SourceReport,
@@ -153,21 +155,26 @@ def prepare(config: RunConfig) -> Plan:
     choice = choose_engine(config.engine)
     expansion = expand(config.sources)
     _check_out(config.out)
-    placement = place(config, choice, len(expansion.sources))
+    failures = [SourceReport(given, given, error=one_line(e)) for given, e in expansion.failures]
+    sources = []
+    for source in expansion.sources:
+        if inside_its_output(source, config.out):
+            failures.append(_in_its_own_way(source, config.out))
+        else:
+            sources.append(source if config.address is None else _absolute(source))
+    placement = place(config, choice, len(sources))
+    if placement.name == "fused" and choice.name == "cpu":  # the lanes share the cores
+        choice = replace(choice, threads=max(1, choice.threads // placement.lanes))
     return Plan(
         job=_job(config, files, spec, choice, placement),
-        sources=tuple(expansion.sources),
-        failures=tuple(
-            SourceReport(given, given, error=one_line(error)) for given, error in expansion.failures
-        ),
+        sources=tuple(sources),
+        failures=tuple(failures),
         placement=placement,
         address=config.address,
     )
 
 
-def run(
-    plan: Plan, stop: Callable[[], bool] = lambda: False
-) -> Generator[RunEvent, None, None]:
+def run(plan: Plan, stop: Callable[[], bool] = lambda: False) -> Generator[RunEvent, None, None]:
     """Run all sources of a plan and give events as they come; each source's last is its report.
 
     Args:
@@ -189,6 +196,22 @@ def run(
             yield from process(plan.job, source, segmenter, stop=stop, threads=False)
 
 
+def _absolute(source: Source) -> Source:
+    """The source as it is found from any folder: a cluster's workers have their own."""
+    if "://" in source.uri:
+        return source
+    files = tuple(os.path.abspath(path) for path in source.files)
+    return replace(source, uri=os.path.abspath(source.uri), files=files)
+
+
+def _in_its_own_way(source: Source, out: Path) -> SourceReport:
+    error = (
+        f"{source.uri}: its results would go to {out / source.stream_id}, where it lies itself:"
+        " give another --out"
+    )
+    return SourceReport(source.stream_id, source.uri, error=error)
+
+
 def _model(name: str) -> tuple[ModelFiles, Spec]:
     """The model's files and specification. Raises ModelError.
 
@@ -197,8 +220,11 @@ def _model(name: str) -> tuple[ModelFiles, Spec]:
     try:
         files = find_model(name)
         spec = files.spec()
+        files.weights_sha256()
     except SpecError as error:
         raise ModelError(str(error)) from error
+    except OSError as error:
+        raise ModelError(f"model {name!r} cannot be read: {error}") from error
     return files, spec
 
 
@@ -214,9 +240,13 @@ def _job(
                       "reason": placement.reason},
         "versions": versions(),
     }  # fmt: skip
+    batch_bytes = None
+    if placement.name == "spread":  # all batches on their way must fit into shared memory
+        batch_bytes = SHARED_MEMORY_BYTES // (placement.lanes * BATCHES_ON_THE_WAY)
     return Job(
         out=config.out.absolute(), options=config.options, model=str(files.folder.absolute()),
-        choice=choice, size_hw=config.size_hw, chunk=config.chunk, slots=SPREAD_LANES, facts=facts,
+        choice=choice, size_hw=config.size_hw, chunk=config.chunk, slots=SPREAD_LANES,
+        batch_bytes=batch_bytes, facts=facts,
     )  # fmt: skip
 
 
@@ -258,7 +288,7 @@ def segment(
         source: a video file or a folder of images.
         pictures: whether batches bring their full-size frames along.
 
-    Raises PipelineError if the source, the model or the engine is not there.
+    Raises PipelineError at once if the source, the model or the engine is not there.
     """
     files, _ = _model(model)
     expansion = expand([os.fspath(source)])
@@ -270,8 +300,12 @@ def segment(
         out=Path(), options=OutputOptions(overlay=pictures), model=str(files.folder),
         choice=choose_engine(engine), chunk=chunk, slots=1,
     )  # fmt: skip
+    return _label_batches(job, expansion.sources[0])
+
+
+def _label_batches(job: Job, source: Source) -> Iterator[LabelBatch]:
     with ExitStack() as stack:
-        decoder = stack.enter_context(make_decoder(job, expansion.sources[0]))
+        decoder = stack.enter_context(make_decoder(job, source))
         frames = stack.enter_context(closing(ahead(decoder, 2)))
         items = stack.enter_context(closing(make_segmenter(job).labels(frames)))
         yield from (item for item in items if isinstance(item, LabelBatch))

@@ -14,6 +14,9 @@ from pipeline.engines import Engine, MakeEngine
 from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, LabelBatch, LabelItem
 from pipeline.state import StateTable
 
+# Engines of sizes that no stream has just now: a folder of photographs may have dozens.
+KEPT_IDLE_ENGINES = 2
+
 
 class Segmenter:
     """Labels the frames of any number of streams. `labels` may run in many threads, one a stream.
@@ -36,11 +39,16 @@ class Segmenter:
         self._lanes: dict[tuple[int, int], _Lane] = {}
         self._lock = Lock()
 
-    def _lane(self, model_hw: tuple[int, int]) -> _Lane:
+    def _join(self, model_hw: tuple[int, int], stream_id: str) -> _Lane:
+        """The lane of an input size, with the stream in it."""
         with self._lock:
-            if model_hw not in self._lanes:
-                self._lanes[model_hw] = self._make_lane(model_hw)
-            return self._lanes[model_hw]
+            lane = self._lanes.pop(model_hw, None) or self._make_lane(model_hw)
+            self._lanes[model_hw] = lane  # most recently joined last
+            lane.join(stream_id)
+            idle = [size for size, old in self._lanes.items() if not old.streams]
+            for size in idle[: max(0, len(idle) - KEPT_IDLE_ENGINES)]:
+                del self._lanes[size]
+            return lane
 
     def labels(self, frames: Iterable[FrameItem]) -> Generator[LabelItem, None, None]:
         """One stream's items, in order: a `LabelBatch` for each `FrameBatch`; gaps and the end go by.
@@ -48,19 +56,18 @@ class Segmenter:
         Closing the iterator closes `frames` and frees the stream's slot.
         """
         lane: _Lane | None = None
-        stream_id = ""
+        stream_id, model_hw = "", (0, 0)
         # A decoder that is still running must stop when its consumer fails.
         guard = closing(frames) if hasattr(frames, "close") else nullcontext()  # type: ignore[type-var]
         with guard:
             try:
                 for item in frames:
                     if isinstance(item, FrameBatch):
-                        there = self._lane(item.model_hw)
-                        if there is not lane:  # the size changed: the memory stays behind
-                            if lane is not None:
+                        if lane is None or item.model_hw != model_hw:
+                            if lane is not None:  # the size changed: the memory stays behind
                                 lane.leave(stream_id)
-                            lane, stream_id = there, item.stream.stream_id
-                            lane.join(stream_id)
+                            model_hw, stream_id = item.model_hw, item.stream.stream_id
+                            lane = self._join(model_hw, stream_id)
                         yield lane.label(item)
                         continue
                     if isinstance(item, Gap) and lane is not None:
@@ -80,6 +87,7 @@ class _Lane:
         self.engine = engine
         self.states = StateTable(engine, longest_gap_seconds)
         self.states_lock = Lock()
+        self.streams: set[str] = set()
         batches = engine.batches
         self.batcher = Batcher(
             self._step,
@@ -88,9 +96,11 @@ class _Lane:
         )
 
     def join(self, stream_id: str) -> None:
+        self.streams.add(stream_id)
         self.batcher.join(stream_id)
 
     def leave(self, stream_id: str) -> None:
+        self.streams.discard(stream_id)
         self.batcher.leave(stream_id)
         with self.states_lock:
             self.states.release(stream_id)

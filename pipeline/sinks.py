@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeline.errors import ConfigError
 from pipeline.frames import EndOfStream, Gap, LabelBatch, Pictures, StreamInfo
 from pipeline.palette import Palette
 from pipeline.parts import PartFile, output_errors, prepare_folder, sync
@@ -45,6 +46,9 @@ class OutputOptions:
         overlay: whether to write `overlay.mp4`; needs `LabelBatch.pictures`.
         opacity: of the colours in the overlay, 0 to 1.
         encoder_threads: threads of each video encoder, 0 for as many as there are cores.
+
+    Raises:
+        ConfigError: one of them is none of these.
     """
 
     labels: str = "mkv"
@@ -55,11 +59,12 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         if self.labels not in _LABEL_FORMATS:
-            raise ValueError(f"labels must be one of {_LABEL_FORMATS}, got {self.labels!r}")
+            *others, last = _LABEL_FORMATS
+            raise ConfigError(f"labels must be {', '.join(others)} or {last}, got {self.labels!r}")
         if not 0 <= self.opacity <= 1:
-            raise ValueError(f"opacity must be 0 to 1, got {self.opacity}")
+            raise ConfigError(f"opacity must be 0 to 1, got {self.opacity}")
         if self.encoder_threads < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"encoder_threads must be 0 (one a core) or more, got {self.encoder_threads}"
             )
 
@@ -141,13 +146,19 @@ class Sink:
     def finish(self, end: EndOfStream) -> dict[str, Any]:
         """Close all files, give them their final names, the manifest last; returns the manifest.
 
-        An interrupted stream is finished like any other and its manifest says so. Files of an
-        earlier run that this one makes too are replaced, others stay.
+        An interrupted stream is finished like any other and its manifest says so; but if it was
+        interrupted before its first frame, everything is aborted: no file is written, those of an
+        earlier run stay, and the manifest that is returned, with `frames_out` 0 and `outputs`
+        empty, is nowhere else. Files of an earlier run that this one makes too are replaced,
+        others stay.
 
         Raises:
             OutputError: a file could not be completed; then everything is aborted.
         """
         self._expect_open()
+        if end.interrupted and not self._frames:
+            self.abort()
+            return self._manifest(end, {})
         try:
             if not self._writers:
                 self._writers["stats.jsonl"] = self._stats()

@@ -89,6 +89,26 @@ def expand(sources: Sequence[str]) -> Expansion:
     return Expansion(tuple(_with_unique_ids(_once(found))), tuple(failures))
 
 
+def inside_its_output(source: Source, out: Path) -> bool:
+    """Whether what a run writes for a source would lie beside, or in place of, the source itself.
+
+    That is where `out / stream_id`, or the folder of label images in it, is the folder that holds
+    one of the source's files, by whatever name or link; never for a URL.
+
+    Args:
+        source: the stream.
+        out: folder that gets one folder a source; need not be there.
+    """
+    if "://" in source.uri and not source.files:
+        return False
+    folder = (out / source.stream_id).resolve()  # `x/..` too, before there is an x
+    written = [folder, folder / "labels"]
+    files = source.files or (source.uri,)
+    held = {os.path.dirname(os.path.abspath(file)) for file in files}
+    held |= {os.path.dirname(os.path.realpath(file)) for file in files}
+    return any(_same_folder(folder, holder) for folder in written for holder in held)
+
+
 def natural_key(text: str) -> list[tuple[int, int, str]]:
     """Sort key that orders numbers inside names by value, and ignores case."""
     parts = re.split(r"([0-9]+)", text.casefold())
@@ -248,13 +268,23 @@ def _folder_name(source: Source) -> str:
     return Path(source.uri).resolve().parent.name
 
 
+def _same_folder(one: Path, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # one of them is not there, so they are not the same
+        return False
+
+
 def _nearby(path: str) -> str:
     """A hint for a path that names nothing: what does exist of it."""
     parent = os.path.dirname(path) or "."
     if not os.path.isdir(parent):
         return f" (nor is there a folder {parent})"
     stem = Path(path).stem.casefold()
-    like = [name for name in os.listdir(parent) if Path(name).stem.casefold() == stem]
+    try:
+        like = [name for name in os.listdir(parent) if Path(name).stem.casefold() == stem]
+    except OSError as error:
+        return f" (the folder {parent} cannot be listed: {error.strerror})"
     return f"; did you mean {os.path.join(os.path.dirname(path), min(like))}?" if like else ""
 
 

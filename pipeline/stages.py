@@ -17,12 +17,17 @@ import numpy as np
 from models.spec import Spec, find_model
 from pipeline.decode import Decoder
 from pipeline.engines import EngineChoice, engine_factory
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StageError
 from pipeline.frames import EndOfStream, Gap, LabelItem
 from pipeline.palette import Palette
 from pipeline.segment import Segmenter
 from pipeline.sinks import OutputOptions, Sink
 from pipeline.sources import Source
+
+SHARED_MEMORY_BYTES = 512 * 2**20  # Ray's object store; what does not fit is spilled to disk
+UNREAD_BATCHES = 2  # batches a producer may be ahead of its consumer in another process
+# Batches between a decoder and its sink: unread ones on both hops, and one in each stage's hands.
+BATCHES_ON_THE_WAY = 2 * UNREAD_BATCHES + 4
 
 Item = TypeVar("Item")
 
@@ -39,6 +44,7 @@ class Job:
         size_hw: input size of the network, None for what the model's specification says.
         chunk: frames a batch.
         slots: streams whose states an engine holds at once.
+        batch_bytes: a batch has fewer frames where they would take more than this; None for no bound.
         facts: what the manifest says of model, engine, placement and versions.
     """
 
@@ -49,6 +55,7 @@ class Job:
     size_hw: tuple[int, int] | None = None
     chunk: int = 8
     slots: int = 8
+    batch_bytes: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def spec(self) -> Spec:
@@ -82,6 +89,7 @@ class SourceReport:
         folder: where its files are, None if there are none.
         interrupted: it was stopped before its end.
         details: the traceback of an error nobody foresaw.
+        process_died: a process that worked on it was lost, and what it had begun with it.
     """
 
     stream_id: str
@@ -92,6 +100,7 @@ class SourceReport:
     folder: str | None = None
     interrupted: bool = False
     details: str | None = None
+    process_died: bool = False
 
 
 RunEvent = Progress | SourceReport
@@ -106,6 +115,7 @@ def make_decoder(job: Job, source: Source, stop: Callable[[], bool] | None = Non
         model_hw=spec.model_hw if size_hw is None else lambda _: size_hw,
         chunk=job.chunk,
         pictures=job.options.overlay,
+        batch_bytes=job.batch_bytes,
         stop=stop,
     )
 
@@ -130,22 +140,23 @@ def drain(job: Job, source: Source, items: Iterable[LabelItem]) -> Iterator[RunE
             if isinstance(item, Gap):
                 sink.note_gap(item)
             elif isinstance(item, EndOfStream):
-                sink.finish(item)
-                yield _report(source, item, folder)
+                yield _report(source, item, sink.finish(item), folder)
             else:
                 sink.write(item)
                 frames += len(item)
                 yield Progress(source.stream_id, frames, item.stream.frame_count)
 
 
-def _report(source: Source, end: EndOfStream, folder: Path) -> SourceReport:
-    notes = list(end.notes)
+def _report(
+    source: Source, end: EndOfStream, manifest: dict[str, Any], folder: Path
+) -> SourceReport:
+    notes = list(manifest["notes"])
     if end.corrupt_frames:
         notes.append(f"{end.corrupt_frames} frames are damaged")
     if end.undecodable_packets:
         notes.append(f"{end.undecodable_packets} packets could not be decoded")
     return SourceReport(
-        source.stream_id, source.uri, end.frame_count, None, tuple(notes), str(folder),
+        source.stream_id, source.uri, manifest["frames_out"], None, tuple(notes), str(folder),
         end.interrupted,
     )  # fmt: skip
 
@@ -184,7 +195,8 @@ def failure(source: Source, error: BaseException) -> SourceReport:
     """The report of a source that failed; errors nobody foresaw bring their traceback."""
     cause = root_cause(error)
     if isinstance(cause, PipelineError):
-        return SourceReport(source.stream_id, source.uri, error=one_line(cause))
+        died = isinstance(cause, StageError)
+        return SourceReport(source.stream_id, source.uri, error=one_line(cause), process_died=died)
     details = "".join(traceback.format_exception(cause))
     message = f"{source.uri}: internal error, please report it: {type(cause).__name__}: "
     return SourceReport(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
 import pytest
 import torch
+
+from tests.media import has_ffmpeg
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -15,11 +18,14 @@ torch.set_num_threads(1)
 cv2.setNumThreads(1)
 
 
+def pytest_configure() -> None:
+    if os.environ.get("REQUIRE_FFMPEG") == "1" and not has_ffmpeg():
+        raise pytest.UsageError("REQUIRE_FFMPEG=1, but the ffmpeg and ffprobe commands are missing")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Compiled networks go to a folder of the tests, not to the user's."""
-    import os
-
     os.environ["ROADMASK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 

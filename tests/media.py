@@ -210,6 +210,11 @@ def _negative(_: Library, path: Path) -> None:
     ffmpeg("-f", "lavfi", "-i", MOVING, "-c:v", "mpeg4", "-bf", "0", *start, path)
 
 
+def _stamped_zero(library: Library, path: Path) -> None:
+    """All frames at one time, as cameras without a clock write them."""
+    ffmpeg("-i", library.get("mjpeg.avi"), "-c", "copy", "-bsf:v", "setts=ts=0", path)
+
+
 def _headless(library: Library, path: Path) -> None:
     """An MP4 whose recording was cut off: all the frames, no index."""
     data = library.get("plain.mp4").read_bytes()
@@ -300,6 +305,8 @@ BUILDERS |= {
     "larger.ts": encoded(*GOPS, source=LARGER),
     "grows.ts": joined("transport.ts", "larger.ts"),
     "again.ts": joined("transport.ts", "transport.ts"),
+    "again_and_again.ts": joined(*["transport.ts"] * 4),
+    "zero.mkv": _stamped_zero,
     "cut start first.mp4": cut("start first.mp4", 0.6),
     "cut.ts": cut("transport.ts", 0.6),
     "cut.mkv": cut("open.mkv", 0.6),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import itertools
 import os
 import subprocess
 import sys
@@ -18,13 +19,15 @@ import av
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.decode import Decoder
 from pipeline.errors import MediaError, SourceNotFoundError
 from pipeline.frames import EndOfStream, FrameBatch, Gap, StreamInfo
 from pipeline.planes import Orientation
 from pipeline.sources import Source, expand
-from pipeline.timestamps import Timestamps
+from pipeline.timestamps import LOOK_AHEAD, Timestamps
 from tests.media import (
     FRAMES,
     ORANGE_RGB,
@@ -169,7 +172,7 @@ def test_pictures_are_those_of_the_ffmpeg_command_bit_for_bit(library: Library, 
             assert np.array_equal(plane, other)
 
 
-@pytest.mark.parametrize("name", ["plain.mp4", "uneven.mkv", "grows.ts", "spoiled.mp4", "odd.mkv"])
+@pytest.mark.parametrize("name", ["plain.mp4", "uneven.mkv", "grows.ts", "again.ts", "spoiled.mp4"])
 def test_chunks_do_not_change_frames(library: Library, name: str) -> None:
     path = library.get(name)
     one = decode(path, chunk=1)
@@ -223,6 +226,39 @@ def test_joined_recordings_go_on_in_time(library: Library) -> None:
     assert set(np.diff(found.pts)) == {3600}
     assert found.end.repaired_pts == 1
     assert any("start anew, 0.920 s back" in note for note in found.end.notes)
+
+
+def test_there_is_a_gap_between_joined_recordings(library: Library) -> None:
+    found = decode(library.get("again_and_again.ts"), chunk=10)
+    assert [len(batch) for batch in found.batches] == [10, 10, 4] * 4
+    assert [(gap.frame_index, gap.seconds, gap.reason) for gap in found.gaps] == [
+        (FRAMES * place, None, "the clock starts anew") for place in (1, 2, 3)
+    ]
+    assert [note for note in found.end.notes if "anew" in note] == [
+        "time stamps start anew, 3 times, up to 0.920 s back:"
+        " the ones after were moved on so that time increases"
+    ]
+
+
+def test_the_second_recording_decides_where_the_gap_is(library: Library, tmp_path: Path) -> None:
+    """A few frames of it are enough, and one is not: that is a bad stamp."""
+    for frames, gaps in ((1, 0), (2, 1), (3, 1)):
+        end, joined = tmp_path / "end.ts", tmp_path / "joined.ts"
+        ffmpeg("-i", library.get("transport.ts"), "-c:v", "mpeg2video", "-frames:v", frames, end)
+        first = library.get("mpeg2.ts").read_bytes()
+        joined.write_bytes(first + end.read_bytes())
+        found = decode(joined)
+        assert found.end.frame_count == FRAMES + frames
+        assert [gap.frame_index for gap in found.gaps] == [FRAMES] * gaps
+
+
+def test_a_clock_that_stands_still_is_no_restart(library: Library) -> None:
+    found = decode(library.get("zero.mkv"))
+    assert found.end.frame_count == FRAMES
+    assert found.end.repaired_pts == FRAMES - 1
+    assert (found.gaps, found.end.notes) == ([], ())
+    seconds = (found.pts[-1] - found.pts[0]) * found.info.time_base
+    assert seconds == pytest.approx((FRAMES - 1) / 25, abs=0.1)
 
 
 def test_frame_count_estimate(library: Library) -> None:
@@ -279,14 +315,16 @@ def test_a_change_of_size_is_a_gap(library: Library) -> None:
 
 
 def test_a_change_of_colour_is_no_gap(library: Library, tmp_path: Path) -> None:
-    """Raw frames of two matrices joined: the second kind begins a batch, and a stream's info."""
+    """Two matrices joined: the second begins a batch, and a stream's info. Nor is a hole in time."""
     first, second = tmp_path / "a.ts", tmp_path / "b.ts"
-    for path, space in ((first, "bt709"), (second, "smpte170m")):
-        ffmpeg("-i", library.get("plain.mp4"), "-c", "copy", "-bsf:v", _tagged(space), path)
+    for path, space, start in ((first, "bt709", 0), (second, "smpte170m", 30)):
+        copy = ("-c", "copy", "-bsf:v", _tagged(space), "-output_ts_offset", start)
+        ffmpeg("-i", library.get("plain.mp4"), *copy, path)
     joined = tmp_path / "joined.ts"
     joined.write_bytes(first.read_bytes() + second.read_bytes())
     found = decode(joined)
     assert found.end.frame_count == 2 * FRAMES
+    assert max(np.diff(found.pts)) > 20 * 90_000
     assert found.gaps == []
     assert [batch.stream.matrix for batch in found.batches] == ["bt709"] * 3 + ["bt601"] * 3
 
@@ -302,6 +340,22 @@ def test_the_model_size_must_be_a_multiple_of_8(library: Library) -> None:
         decode(path, model_hw=lambda _: (30, 48))
     with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
         decode(path, chunk=0)
+    with pytest.raises(ValueError, match="batch_bytes must be at least 1 or None, got 0"):
+        decode(path, batch_bytes=0)
+
+
+@pytest.mark.parametrize(("pictures", "frame_bytes"), [(True, 95 * 63 + 2 * 48 * 32), (False, 0)])
+def test_batches_stay_within_their_bytes(
+    library: Library, pictures: bool, frame_bytes: int
+) -> None:
+    path = library.get("odd.mkv")
+    frame_bytes += 32 * 48 * 3 // 2
+    whole = decode(path, pictures=pictures)
+    bounds = [(1, 1), (frame_bytes, 1), (4 * frame_bytes - 1, 3), (4 * frame_bytes, 4), (10**6, 8)]
+    for bound, frames in bounds:
+        found = decode(path, pictures=pictures, chunk=8, batch_bytes=bound)
+        assert {len(batch) for batch in found.batches} == {frames}
+        assert same_frames(found, whole)
 
 
 # ---------------------------------------------------------------- upright
@@ -510,13 +564,17 @@ def test_nothing_of_libav_reaches_the_terminal(library: Library) -> None:
 
 
 def test_stop_half_way_sends_what_is_decoded(library: Library) -> None:
-    polled = iter(range(1000))
-    found = decode(library.get("plain.mp4"), chunk=4, stop=lambda: next(polled) >= 13)
+    """Those that the decoder held back for the order of B-frames, too, and a part of a chunk."""
     whole = decode(library.get("plain.mp4"))
-    assert found.end.interrupted
-    assert 0 < found.end.frame_count < FRAMES
-    assert found.end.frame_count % 4 != 0  # a part of a chunk was sent too
-    assert found.pts == whole.pts[: found.end.frame_count]
+    pixels = dict(zip(whole.pts, whole.pixels, strict=True))
+    for threads in (1, 4):
+        stops = iter([False] * 13 + [True])
+        found = decode(library.get("plain.mp4"), chunk=4, threads=threads, stop=stops.__next__)
+        assert found.end.interrupted
+        assert found.end.frame_count == 13  # a frame a packet
+        assert found.pts[:10] == whole.pts[:10]  # of the last ones some come later in the file
+        for pts, image in zip(found.pts, found.pixels, strict=True):
+            assert np.array_equal(image, pixels[pts])
 
 
 def test_stop_before_the_first_frame(library: Library) -> None:
@@ -614,6 +672,24 @@ def test_images_are_a_stream_named_by_their_files(library: Library, tmp_path: Pa
     assert (found.info.time_base, found.info.frame_count) == (Fraction(1, 30), 6)
 
 
+def test_an_image_that_cannot_be_converted_is_left_out(library: Library, tmp_path: Path) -> None:
+    """A TIFF of four floats a pixel, which libswscale does not take, and of another size."""
+    for name in ("1", "2", "4"):
+        (tmp_path / f"{name}.png").write_bytes(library.get("orange_rgba.png").read_bytes())
+    for name in ("0", "3", "5"):
+        cv2.imwrite(str(tmp_path / f"{name}.tif"), np.full((70, 50, 4), 0.5, np.float32))
+    found = decode(expand([str(tmp_path)]).sources[0], pictures=True)
+    assert found.pts == [1, 2, 4]
+    assert found.gaps == []
+    assert (found.end.frame_count, found.end.undecodable_packets) == (3, 3)
+    assert len(found.end.notes) == 3
+    assert found.end.notes[0].startswith("0.tif was left out: frames of the pixel format rgbaf32")
+    for name in ("1", "2", "4"):
+        (tmp_path / f"{name}.png").unlink()
+    with pytest.raises(MediaError, match="none of its 3 images can be decoded"):
+        decode(expand([str(tmp_path)]).sources[0])
+
+
 def test_images_none_of_which_can_be_decoded(tmp_path: Path) -> None:
     for name in ("1.png", "2.jpg"):
         (tmp_path / name).write_bytes(b"no image")
@@ -661,13 +737,16 @@ class _QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 def _stamps(clock: Timestamps, *pts: int | None) -> list[int]:
-    return [clock.stamp(value, duration=10) for value in pts]
+    return [
+        clock.stamp(value, duration=10, after=pts[place + 1 : place + 1 + LOOK_AHEAD])
+        for place, value in enumerate(pts)
+    ]
 
 
 def test_good_stamps_are_untouched() -> None:
     clock = Timestamps(Fraction(1, 1000))
     assert _stamps(clock, -20, -7, 0, 1, 500, 10_000) == [-20, -7, 0, 1, 500, 10_000]
-    assert (clock.repaired, clock.notes) == (0, [])
+    assert (clock.repaired, clock.restarts, clock.notes) == (0, 0, ())
 
 
 def test_missing_stamps_follow_by_the_duration() -> None:
@@ -693,5 +772,55 @@ def test_one_bad_stamp_moves_no_other() -> None:
 def test_a_clock_that_starts_anew_goes_on() -> None:
     clock = Timestamps(Fraction(1, 1000))
     assert _stamps(clock, 5000, 5010, 0, 10, 25) == [5000, 5010, 5020, 5030, 5045]
-    assert clock.repaired == 1
+    assert (clock.repaired, clock.restarts) == (1, 1)
     assert len(clock.notes) == 1
+
+
+def test_a_bad_stamp_far_back_is_no_restart() -> None:
+    clock = Timestamps(Fraction(1, 1000))
+    assert _stamps(clock, 5000, 5010, 0, 5030, 5040) == [5000, 5010, 5011, 5030, 5040]
+    assert (clock.repaired, clock.restarts) == (1, 0)
+    assert _stamps(clock, 6000, 1, 2, 6030, 6040, 3) == [6000, 6001, 6002, 6030, 6040, 6041]
+    assert clock.restarts == 0
+
+
+@pytest.mark.parametrize("time_base", [Fraction(1, 30), Fraction(1, 1000), Fraction(1, 90_000)])
+def test_stamps_that_are_all_equal_go_on_by_the_duration(time_base: Fraction) -> None:
+    clock = Timestamps(time_base)
+    stamps = _stamps(clock, *[0] * 900)
+    assert stamps[:4] == [0, 1, 2, 12]
+    assert set(np.diff(stamps[2:])) == {10}
+    assert (clock.repaired, clock.restarts, clock.notes) == (899, 0, ())
+
+
+def test_a_clock_that_stood_still_for_long_cannot_catch_up() -> None:
+    clock = Timestamps(Fraction(1, 1000))
+    stamps = _stamps(clock, *[0] * 900, 40, 80, 120, 160, 200)
+    assert set(np.diff(stamps[2:])) == {10}
+    assert clock.restarts == 0
+
+
+def test_stamps_that_stand_for_a_while_are_caught_up() -> None:
+    clock = Timestamps(Fraction(1, 1000))
+    stamps = _stamps(clock, 0, 10, 20, 20, 20, 20, 30, 80, 90)
+    assert stamps == [0, 10, 20, 21, 22, 32, 33, 80, 90]
+    assert clock.restarts == 0
+
+
+def test_garbage_is_no_storm_of_restarts() -> None:
+    for seed in range(20):
+        clock = Timestamps(Fraction(1, 90_000))
+        garbage = np.random.default_rng(seed).integers(0, 2**33, 900).tolist()
+        assert (np.diff(_stamps(clock, *garbage)) > 0).all()
+        assert clock.restarts <= 2
+        assert len(clock.notes) <= 1
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.lists(st.none() | st.integers(-3000, 3000), max_size=40))
+def test_stamps_increase_whatever_comes(pts: list[int | None]) -> None:
+    clock = Timestamps(Fraction(1, 1000))
+    stamps = _stamps(clock, *pts)
+    assert all(earlier < later for earlier, later in itertools.pairwise(stamps))
+    untouched = sum(ours == theirs for ours, theirs in zip(stamps, pts, strict=True))
+    assert clock.restarts or untouched >= len(pts) - clock.repaired

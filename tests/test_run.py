@@ -179,6 +179,10 @@ def test_bad_sources_are_named_and_harm_no_other(clips: Path, tmp_path: Path) ->
         (["--labels", "gif"], "gif"),
         (["--placement", "nowhere"], "unknown placement 'nowhere'"),
         (["--inline", "--address", "auto"], "cannot be combined with --address"),
+        (
+            ["--inline", "--placement", "spread"],
+            "--inline and --placement spread exclude each other",
+        ),
         (["--address", "127.0.0.1:1"], "no Ray cluster at '127.0.0.1:1'"),
     ],
 )
@@ -201,6 +205,24 @@ def test_output_that_cannot_be_written_is_one_line(clips: Path, tmp_path: Path) 
     assert "Traceback" not in done.stderr
 
 
+def test_a_source_is_never_overwritten(clips: Path, tmp_path: Path) -> None:
+    """The results of `color/color.mp4` would go to `color/` and replace it."""
+    source = tmp_path / "color" / "color.mp4"
+    source.parent.mkdir()
+    source.write_bytes((clips / "clip0.mp4").read_bytes())
+    before = source.read_bytes()
+    done = roadmask("run", source, "--out", tmp_path, "--engine", "counting", "--inline")
+    assert done.returncode == 1
+    assert "where it lies itself: give another --out" in done.stderr
+    assert source.read_bytes() == before
+    assert list(source.parent.iterdir()) == [source]
+
+
+def test_terminate_finishes_files_too(tmp_path: Path) -> None:
+    """SIGTERM, as `docker stop` and `kill` send it, through Ray."""
+    _interrupt(tmp_path, "fused", signal.SIGTERM)
+
+
 def test_weights_that_do_not_fit_are_one_line(clips: Path, tmp_path: Path) -> None:
     from models.registry import build, save
     from models.spec import Spec
@@ -221,9 +243,14 @@ def test_weights_that_do_not_fit_are_one_line(clips: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("placement", ["inline", "fused", "spread"])
 def test_ctrl_c_finishes_what_is_decoded(tmp_path: Path, placement: str) -> None:
+    _interrupt(tmp_path, placement, signal.SIGINT)
+
+
+def _interrupt(tmp_path: Path, placement: str, how: signal.Signals) -> None:
+    """Send a signal to a run that has begun to write: what it leaves is whole, as far as it goes."""
     clip, out = tmp_path / "long.mp4", tmp_path / "out"
     media.write_moving_clip(clip, 3000, seed=1)
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(clip), str(clip.parent / "lo*.mp4"),
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(clip),
                "--out", str(out), "--engine", "cpu", "--size", "96x128", "--json",
                *(["--inline"] if placement == "inline" else ["--placement", placement])]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -233,7 +260,7 @@ def test_ctrl_c_finishes_what_is_decoded(tmp_path: Path, placement: str) -> None
         assert time.monotonic() < deadline, "the run never began to write"
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, how)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     assert "Traceback" not in stderr
@@ -248,24 +275,34 @@ def test_ctrl_c_finishes_what_is_decoded(tmp_path: Path, placement: str) -> None
     assert not list(out.rglob("*.part"))
 
 
-def test_a_killed_worker_fails_its_source_only(clips: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("placement", "actor"),
+    [("fused", "FusedActor"), ("spread", "DecoderActor"), ("spread", "SegmenterActor"),
+     ("spread", "SinkActor")],
+)  # fmt: skip
+def test_a_killed_process_fails_its_source_only(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: str, actor: str
+) -> None:
+    """The sources after it are done by what takes the dead one's place."""
+    monkeypatch.setattr("pipeline.run.SPREAD_LANES", 1)
     long = tmp_path / "long.mp4"
     media.write_moving_clip(long, 3000, seed=1)
     config = RunConfig(
-        (str(long), str(clips / "clip0.mp4")), tmp_path / "out", OutputOptions(),
-        engine="cpu", size_hw=(96, 128), placement="fused",
+        (str(long), str(clips / "clip0.mp4"), str(clips / "clip1.mp4")),
+        tmp_path / "out", OutputOptions(), engine="cpu", size_hw=(96, 128), placement=placement,
     )  # fmt: skip
     reports, killed = {}, False
     for event in run(prepare(config)):
         if isinstance(event, SourceReport):
             reports[event.stream_id] = event
         elif event.stream_id == "long" and not killed:
-            killed = _kill_worker("FusedActor")
+            killed = _kill_worker(actor)
     assert killed
     assert "process that worked on it died" in (reports["long"].error or "")
-    assert reports["clip0"].error is None
-    assert not (tmp_path / "out" / "long" / "labels.mkv").exists()
-    assert (tmp_path / "out" / "clip0" / "labels.mkv").exists()
+    assert not (tmp_path / "out" / "long").exists()
+    for name, frames in (("clip0", FRAMES), ("clip1", FRAMES + 1)):
+        assert reports[name].error is None
+        assert len(read_labels(tmp_path / "out" / name / "labels.mkv")) == frames
 
 
 def _kill_worker(actor: str) -> bool:

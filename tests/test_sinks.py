@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import OutputError
+from pipeline.errors import ConfigError, OutputError
 from pipeline.frames import EndOfStream, Gap, LabelBatch, Pictures, StreamInfo
 from pipeline.palette import CAMVID, UNLABELLED
-from pipeline.parts import PartFile
+from pipeline.parts import PartFile, clear_stale
 from pipeline.sinks import OutputOptions, Sink
 
 THIRTY = Fraction(1, 30)
@@ -510,6 +510,23 @@ def test_interrupted(tmp_path: Path) -> None:
     assert Fraction(9, 10) < last < 1
 
 
+def test_interrupted_before_the_first_frame(tmp_path: Path) -> None:
+    """Nothing is left, and an earlier result with its manifest stays."""
+    stream = make_stream()
+    manifest = run(tmp_path / "new" / "clip", stream, (), interrupted=True)
+    assert (manifest["interrupted"], manifest["frames_out"]) == (True, 0)
+    assert manifest["outputs"] == {}
+    assert names(tmp_path / "new") == []
+    run(tmp_path / "clip", stream, range(20))
+    before = contents(tmp_path / "clip")
+    with Sink(tmp_path / "clip", CAMVID, ALL, {}) as sink:
+        manifest = sink.finish(EndOfStream(stream, 0, interrupted=True))
+        assert (manifest["interrupted"], manifest["frames_out"]) == (True, 0)
+        with pytest.raises(ValueError, match="is closed"):
+            sink.finish(EndOfStream(stream, 0, interrupted=True))
+    assert contents(tmp_path / "clip") == before
+
+
 def test_until_the_end_nothing_has_its_final_name(tmp_path: Path) -> None:
     for labels in ("mkv", "png"):
         folder = tmp_path / labels
@@ -567,6 +584,28 @@ def test_a_crash_is_cleared_away(tmp_path: Path) -> None:
     assert (tmp_path / "labels" / "000000.png").exists()
 
 
+def test_what_the_dead_left_is_cleared(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    clear_stale(folder)  # no folder, no error
+    folder.mkdir()
+    (folder / ".color.mp4.part").write_text("half a video")
+    (folder / ".color.mp4.before.part").write_text("half a video")
+    (folder / ".labels.part").mkdir()
+    (folder / ".labels.part" / "000000.png").write_text("half a picture")
+    clear_stale(folder)
+    assert names(tmp_path) == []
+    run(folder, make_stream(), range(9), OutputOptions("png"))
+    (folder / "mine.part").write_text("somebody else's")
+    before = contents(folder)
+    (folder / ".stats.jsonl.part").write_text("half a line")
+    (folder / "labels").rename(folder / ".labels.replaced")  # killed between two renames
+    clear_stale(folder)
+    assert contents(folder) == before
+    assert (folder / "labels").is_dir()
+    clear_stale(folder / "mine.part")  # a file, no error
+    assert contents(folder) == before
+
+
 def test_close_may_be_called_again(tmp_path: Path) -> None:
     stream = make_stream()
     with Sink(tmp_path, CAMVID, OutputOptions(), {}) as sink:
@@ -620,14 +659,15 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": "gif"}, r"labels must be one of .*'mkv'.* got 'gif'"),
+        ({"labels": "gif"}, "^labels must be mkv, png or none, got 'gif'$"),
         ({"opacity": -0.1}, r"opacity must be 0 to 1, got -0\.1"),
         ({"encoder_threads": -1}, "encoder_threads must be 0 .* got -1"),
     ],
 )
 def test_invalid_options(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         OutputOptions(**options)
+    assert isinstance(caught.value, ValueError)
 
 
 def one_line(error: pytest.ExceptionInfo[OutputError]) -> str:

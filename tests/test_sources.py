@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, PipelineError, SourceNotFoundError
-from pipeline.sources import Source, expand, safe_name
+from pipeline.sources import Source, expand, inside_its_output, safe_name
 
 Make = Callable[..., None]
 
@@ -153,6 +154,23 @@ def test_what_names_nothing_is_said_in_one_line(make: Make, source: str, right: 
     assert "\n" not in str(error)
 
 
+def test_a_folder_that_cannot_be_listed_gives_no_hint(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("locked/a.mp4", "b.mp4")
+
+    def deny(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", deny)
+    found = expand(["locked/gone.mp4", "b.mp4"])
+    assert [source.stream_id for source in found.sources] == ["b"]
+    assert [str(error) for _, error in found.failures] == [
+        "locked/gone.mp4: no such file or folder"
+        " (the folder locked cannot be listed: Permission denied)"
+    ]
+
+
 def test_one_bad_source_does_not_stop_the_others(make: Make) -> None:
     make("a.mp4", "b.mp4")
     found = expand(["a.mp4", "gone.mp4", "rtsp://x/y", "b.mp4"])
@@ -183,6 +201,33 @@ def test_the_same_file_is_taken_once(make: Make, tmp_path: Path) -> None:
 def test_ids_that_collide_stay_readable(make: Make, names: list[str], expected: list[str]) -> None:
     make(*names)
     assert ids(*names) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "inside"),
+    [("color.mp4", ".", False), ("color/color.mp4", ".", True), ("color/color.mp4", "out", False),
+     ("color/color.mp4", "color", False), ("frames", ".", True), ("frames", "out", False),
+     ("frames/1.png", ".", False), ("1/1.png", ".", True), ("./1/../frames/*.png", "out/..", True),
+     ("linked", ".", True), ("frames", "elsewhere", True), ("deep/labels/labels", "deep", True),
+     ("there.mp4", ".", True), ("there/link.mp4", ".", False), ("link/link.mp4", ".", True),
+     ("gone/gone.mp4", ".", False)],
+)  # fmt: skip
+def test_a_source_inside_its_own_output(make: Make, source: str, out: str, inside: bool) -> None:
+    make("color.mp4", "color/color.mp4", "frames/1.png", "frames/2.png", "1/1.png", "far/1.png",
+         "deep/labels/labels/1.png", "there/real.mp4", "link/x")  # fmt: skip
+    Path("linked").symlink_to("far")  # the stream is named after `far`, and so is the output
+    Path("elsewhere").mkdir()
+    Path("elsewhere/frames").symlink_to("../frames")
+    Path("there.mp4").symlink_to("there/real.mp4")
+    Path("there/link.mp4").symlink_to("../color.mp4")
+    Path("link/link.mp4").symlink_to("../color.mp4")
+    (found,) = expand([source]).sources if "gone" not in source else (Source("gone", source),)
+    assert inside_its_output(found, Path(out)) == inside
+
+
+def test_a_url_is_in_no_output(make: Make) -> None:
+    make("clip/clip.mp4")
+    assert not inside_its_output(Source("clip", "https://example.org/clip/clip.mp4"), Path())
 
 
 def test_ids_do_not_depend_on_what_else_is_there(make: Make) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -162,6 +163,7 @@ def cluster(address: str | None) -> Iterator[None]:
     arguments: dict[str, Any] = {"address": "local", "include_dashboard": False,
                                  "object_store_memory": SHARED_MEMORY_BYTES}  # fmt: skip
     if address is not None:
+        _check_reachable(address)
         arguments = {"address": address}
     logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of its own defaults at each start
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -179,6 +181,17 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConfigError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():
+        return  # "auto" and the like: Ray knows at once
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {one_line(error)}") from error
 
 
 class Lane:

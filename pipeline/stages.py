@@ -156,7 +156,8 @@ def _report(
     if end.undecodable_packets:
         notes.append(f"{end.undecodable_packets} packets could not be decoded")
     return SourceReport(
-        source.stream_id, source.uri, manifest["frames_out"], None, tuple(notes), str(folder),
+        source.stream_id, source.uri, manifest["frames_out"], None, tuple(notes),
+        str(folder) if manifest["outputs"] else None,
         end.interrupted,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -38,11 +39,17 @@ def choose_cpu(why: str) -> EngineChoice:
     return EngineChoice("cpu", "OpenVINO f32", f"{why}; the CPU has no bf16", cores)
 
 
-@cache
-def _core() -> Any:
+def _openvino() -> Any:
+    """The package, without its telemetry: converting a network must not tell anybody outside."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its stub is used
     import openvino
 
-    return openvino.Core()
+    return openvino
+
+
+@cache
+def _core() -> Any:
+    return _openvino().Core()
 
 
 class OpenVinoEngine:
@@ -108,8 +115,6 @@ def _read_or_convert(files: ModelFiles, model_hw: tuple[int, int]) -> Any:
 
 
 def _cache_key(files: ModelFiles, model_hw: tuple[int, int]) -> str:
-    import openvino
-
     digest = hashlib.sha256()
     for path in (
         files.weights_path,
@@ -117,12 +122,11 @@ def _cache_key(files: ModelFiles, model_hw: tuple[int, int]) -> str:
         *sorted(Path(models.__path__[0]).glob("*.py")),
     ):
         digest.update(path.read_bytes())
-    digest.update(f"{model_hw} {openvino.__version__}".encode())
+    digest.update(f"{model_hw} {_openvino().__version__}".encode())
     return digest.hexdigest()[:24]
 
 
 def _convert(files: ModelFiles, model_hw: tuple[int, int]) -> Any:
-    import openvino
     import torch
 
     from models.registry import load
@@ -135,18 +139,16 @@ def _convert(files: ModelFiles, model_hw: tuple[int, int]) -> Any:
     height, width = model_hw
     planes, state = [1, height * 3 // 2, width], [1, *network.state_shape(model_hw)]
     example = (torch.zeros(planes, dtype=torch.uint8), torch.zeros(state))
-    return openvino.convert_model(
+    return _openvino().convert_model(
         StreamStep(network).eval(), example_input=example, input=[planes, state]
     )
 
 
 def _save(model: Any, path: Path) -> None:
-    import openvino
-
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.stem}.{os.getpid()}.xml")
     try:
-        openvino.save_model(model, part, compress_to_fp16=False)
+        _openvino().save_model(model, part, compress_to_fp16=False)
     except RuntimeError as error:
         raise OSError(str(error)) from error
     # Weights first: who finds the .xml finds its .bin.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -731,27 +732,29 @@ def fill(folder: Path, options: OutputOptions) -> str:
     return one_line(error)
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """Sets how large files may become: a real error of the kernel for everybody, root or not."""
+@contextlib.contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """How large files may become: a real error of the kernel for everybody, root or not.
+
+    Lifted again before the test ends, since pytest itself may write to a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(("name", "options"), OUTPUTS[:3])
-def test_a_file_grows_too_large(
-    tmp_path: Path, file_size_limit: Callable[[int], None], name: str, options: OutputOptions
-) -> None:
-    file_size_limit(500_000)
-    message = fill(tmp_path / "clip", options)
+def test_a_file_grows_too_large(tmp_path: Path, name: str, options: OutputOptions) -> None:
+    with file_size_limit(500_000):
+        message = fill(tmp_path / "clip", options)
     assert message.startswith(f"cannot write {tmp_path / 'clip' / name}: File too large; ")
 
 
 @pytest.mark.parametrize(("name", "options"), OUTPUTS[:3])
-def test_the_last_bytes_do_not_fit(
-    tmp_path: Path, file_size_limit: Callable[[int], None], name: str, options: OutputOptions
-) -> None:
+def test_the_last_bytes_do_not_fit(tmp_path: Path, name: str, options: OutputOptions) -> None:
     """Everything is still buffered when the file is closed, and fails only there."""
     stream = make_stream()
     size = run(tmp_path / "trial", stream, range(12), options)["outputs"][name]["bytes"]
@@ -759,8 +762,8 @@ def test_the_last_bytes_do_not_fit(
     sink = Sink(tmp_path / "clip", CAMVID, options, {"model": {"name": "m"}})
     for batch in make_batches(stream, range(12)):
         sink.write(batch)
-    file_size_limit(size - 100)
-    with pytest.raises(OutputError, match=f"cannot write .*{name}: File too large"):
+    refused = pytest.raises(OutputError, match=f"cannot write .*{name}: File too large")
+    with refused, file_size_limit(size - 100):
         sink.finish(EndOfStream(stream, 12))
     assert not (tmp_path / "clip").exists()
 

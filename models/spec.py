@@ -14,6 +14,7 @@ from typing import Any
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "roadnet"
+HEADS = ("softmax", "sigmoid")
 
 CAMVID_CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree",
@@ -42,7 +43,12 @@ class Spec:
         short_side: rows (or columns, if upright) the network was trained for, pixels.
         longest_aspect: a frame is never made longer than this many times its short side.
         stride: the network's input is a multiple of this many pixels each way.
+        head: "softmax", one class a pixel; or "sigmoid", a mask a class, of which several may hold.
+        in_channels: planes of a frame: red, green, blue and then those of other sensors.
+        boundary: the network also learns where classes meet, as a second task in training.
+        recurrent: the network has a memory; without one its state is a single number that it ignores.
         options: further arguments of the network's constructor.
+        shapes: of the tensors that pruning has made smaller than the constructor makes them.
         training: command, seed, data, time and machine of the shipped weights.
         measured: accuracy and cost as measured, with the command that measured them.
     """
@@ -54,7 +60,12 @@ class Spec:
     short_side: int = 360
     longest_aspect: float = 2.4
     stride: int = 8
+    head: str = "softmax"
+    in_channels: int = 3
+    boundary: bool = False
+    recurrent: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     measured: dict[str, Any] = field(default_factory=dict)
 
@@ -76,6 +87,15 @@ class Spec:
             )
         if self.longest_aspect < 1:
             raise SpecError(f"longest_aspect must be at least 1, got {self.longest_aspect}")
+        if self.head not in HEADS:
+            raise SpecError(f"head must be one of {', '.join(HEADS)}, got {self.head!r}")
+        if type(self.in_channels) is not int or self.in_channels < 3:
+            raise SpecError(
+                f"in_channels must be a whole number of at least 3, got {self.in_channels!r}"
+            )
+        for name in ("boundary", "recurrent"):
+            if not isinstance(getattr(self, name), bool):
+                raise SpecError(f"{name} must be true or false, got {getattr(self, name)!r}")
 
     def model_hw(self, source_hw: tuple[int, int]) -> tuple[int, int]:
         """The network's input size for a frame of `source_hw`: short side fixed, aspect kept.
@@ -97,8 +117,10 @@ class Spec:
             raw = json.loads(text)
             raw["classes"] = tuple(raw["classes"])
             raw["palette_rgb"] = tuple((int(r), int(g), int(b)) for r, g, b in raw["palette_rgb"])
+            shapes = raw.get("shapes", {})
+            raw["shapes"] = {name: tuple(map(int, shape)) for name, shape in shapes.items()}
             return cls(**raw)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise SpecError(f"{where} is not a model specification: {error!r}") from error
 
 

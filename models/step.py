@@ -10,23 +10,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.roadnet import LOGITS_STRIDE, RoadNet
+from models.networks.recurrent import Network
+from models.spec import SpecError
+
+NO_CLASS = 255
 
 
 class StreamStep(nn.Module):
     """One frame of N streams.
 
-    Args:
-        network: the network to wrap.
-        scale: label maps have the input's size divided by this (1, 2 or 4).
+    Raises SpecError for a network that wants more planes than video has.
     """
 
-    def __init__(self, network: RoadNet, scale: int = 1) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        if scale not in (1, 2, LOGITS_STRIDE):
-            raise ValueError(f"scale must be 1, 2 or {LOGITS_STRIDE}, got {scale}")
+        if network.in_channels != 3:
+            raise SpecError(
+                f"the network takes frames of {network.in_channels} planes, video has 3: give a model"
+                " whose in_channels is 3"
+            )
         self.network = network
-        self.scale = scale
         # BT.601 limited range (ITU-R BT.601-7): R'G'B' 0-255 from Y'CbCr.
         matrix = [[1.164384, 0.0, 1.596027], [1.164384, -0.391762, -0.812968],
                   [1.164384, 2.017232, 0.0]]  # fmt: skip
@@ -55,14 +58,24 @@ class StreamStep(nn.Module):
             state: float [N, C, hs, ws], zeros for a stream that starts.
 
         Returns:
-            labels int32 [N, h / scale, w / scale] (TensorRT has no uint8 output: narrow it outside) and
-            the next state.
+            labels int32 [N, h, w] (TensorRT has no uint8 output: narrow it outside), as `label_map`
+            gives them, and the next state.
         """
         frames = self.to_rgb(planes)
         logits, state = self.network(frames, state)
-        height, width = frames.shape[-2] // self.scale, frames.shape[-1] // self.scale
-        if self.scale != LOGITS_STRIDE:
-            logits = functional.interpolate(
-                logits, (height, width), mode="bilinear", align_corners=False
-            )
-        return logits.argmax(1).to(torch.int32), state
+        logits = functional.interpolate(
+            logits, frames.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return label_map(logits, self.network.multi_label), state
+
+
+def label_map(logits: Tensor, multi_label: bool) -> Tensor:
+    """One class a pixel: logits [N, K, h, w] -> int32 [N, h, w].
+
+    Of a network with a mask a class, the most probable class where its probability is at least 0.5, and
+    `NO_CLASS` elsewhere.
+    """
+    labels = logits.argmax(1).to(torch.int32)
+    if not multi_label:
+        return labels
+    return torch.where(logits.amax(1) >= 0, labels, NO_CLASS)  # the sigmoid of 0 is 0.5

@@ -11,11 +11,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, MediaError
+from models.spec import find_model
+from pipeline.engines import check_fit, choose_engine
+from pipeline.errors import ConfigError, MediaError, PipelineError
 from pipeline.frames import EndOfStream, FrameItem, LabelItem
 from pipeline.run import Plan, RunConfig, prepare, run, versions
 from pipeline.settings import available_cores
@@ -54,6 +57,7 @@ def compare(
     *,
     model: str = "roadnet",
     engine: str = "auto",
+    precision: str = "auto",
     rounds: int = 3,
     plain_frames: int = 100,
     say: Callable[[str], None] = lambda line: None,
@@ -69,7 +73,12 @@ def compare(
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
     with tempfile.TemporaryDirectory(prefix="roadmask-bench-") as folder:
         config = RunConfig(
-            (source,), Path(folder), OutputOptions(labels="none"), model=model, engine=engine
+            (source,),
+            Path(folder),
+            OutputOptions(labels="none"),
+            model=model,
+            engine=engine,
+            precision=precision,
         )
         plan = prepare(config)
         if not plan.sources:
@@ -99,6 +108,7 @@ def _contenders(config: RunConfig, plan: Plan, plain_frames: int) -> list[Conten
     source = plan.sources[0].uri
     everything = replace(config, options=OutputOptions(overlay=True))
     inline = replace(config, placement="inline")
+    fastest = replace(config, precision="int8")
 
     def pipeline(wanted: RunConfig) -> Callable[[], list[tuple[float, int]]]:
         return lambda: _pipeline_stamps(prepare(wanted))
@@ -107,13 +117,18 @@ def _contenders(config: RunConfig, plan: Plan, plain_frames: int) -> list[Conten
         out = str(config.out / "plain.mp4")
         return lambda: list(plain_loop(source, config.model, out, plain_frames, channels_last))
 
-    return [
+    contenders = [
         Contender("plain loop", plain(False)),
         Contender("plain loop, channels_last", plain(True)),
         Contender("roadmask", pipeline(config)),
         Contender("roadmask, labels and overlay too", pipeline(everything)),
         Contender("roadmask --inline", pipeline(inline)),
     ]
+    with suppress(PipelineError):  # an INT8 form that is not there, or of other weights
+        check_fit(choose_engine("cpu", "int8"), find_model(config.model))
+        if plan.job.choice.name == "cpu" and plan.job.choice.precision != "int8":
+            contenders.append(Contender("roadmask --precision int8", pipeline(fastest)))
+    return contenders
 
 
 def _ratios(results: dict[str, list[float]]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline import __version__
+from pipeline.cli_eval import evaluate_model
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
 
 if TYPE_CHECKING:
@@ -112,6 +113,13 @@ def run(
     engine: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
     ] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|f32|bf16|int8",
+            help="What the network multiplies in; int8 is the fastest on a CPU, and a little coarser.",
+        ),
+    ] = "auto",
     size: Annotated[
         str | None,
         typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
@@ -151,7 +159,7 @@ def run(
             RunConfig(
                 sources=tuple(sources), out=out,
                 options=OutputOptions(labels=labels, color=color, overlay=overlay),
-                model=model, engine=engine, size_hw=_parse_size(size),
+                model=model, engine=engine, precision=precision, size_hw=_parse_size(size),
                 placement=_placement(inline, placement), address=address,
             )
         )  # fmt: skip
@@ -219,16 +227,81 @@ def download(
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file, such as models/configs/roadnet.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and model.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change the file, such as seed=2; may be repeated."
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="Go on from this, not from the folder's last one."),
+    ] = None,
 ) -> None:
     """Train a network; an interrupted training in the same folder goes on."""
-    from models import train as training
+    from models.errors import DataError
+    from models.spec import SpecError
+    from models.training import train as training
 
     try:
-        print(training.main(config, out))
-    except ValueError as error:  # the data or the configuration
+        folder = training.main(config, out, changes or (), resume)
+    except (DataError, SpecError) as error:
         raise ConfigError(str(error)) from error
     except FloatingPointError as error:
         raise PipelineError(str(error)) from error
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
+    except KeyboardInterrupt:
+        how = "the same command without --resume" if resume else "the same command"
+        print(f"stopped: {how} goes on from the last checkpoint, if there is one", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if folder is not None:
+        print(folder)
+
+
+app.command("eval")(evaluate_model)
+
+
+@app.command("compile")
+def compile_model(
+    model: Annotated[str, typer.Argument(help="A shipped model's name or a model's folder.")],
+    calibrate: Annotated[
+        list[str],
+        typer.Option(metavar="SOURCE", help="Footage like what will be seen; repeatable."),
+    ],
+    precision: Annotated[str, typer.Option(metavar="int8", help="What to make.")] = "int8",
+    frames: Annotated[int, typer.Option(min=1, help="Frames to calibrate with.")] = 200,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Input size to calibrate at; by default from the model."),
+    ] = None,
+) -> None:
+    """Make a model's INT8 form for CPUs, beside its weights (needs the extra `int8`)."""
+    from pipeline.compile import make_int8
+
+    if precision != "int8":
+        raise ConfigError(f"precision {precision!r} needs no compiling: only int8 does")
+    print(make_int8(model, tuple(calibrate), frames, _parse_size(size)))
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="A shipped model's name or a model's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
+    ratio: Annotated[float, typer.Option(help="Share of the channels to take out.")] = 0.3,
+) -> None:
+    """Take a model's least important channels out; train it on afterwards (needs the extra `prune`)."""
+    from models import prune as pruning
+    from models.spec import SpecError
+
+    try:
+        print(pruning.prune(model, out, ratio).folder)
+    except SpecError as error:
+        raise ModelError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
 
 
 @app.command()
@@ -242,6 +315,9 @@ def bench(
     engine: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
     ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|f32|bf16|int8", help="What the network multiplies in.")
+    ] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs.")] = 3,
 ) -> None:
     """Measure this pipeline against the loop people write: a table, then a line of JSON."""
@@ -252,7 +328,9 @@ def bench(
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    result = compare(source, model=model, engine=engine, rounds=rounds, say=say)
+    result = compare(
+        source, model=model, engine=engine, precision=precision, rounds=rounds, say=say
+    )
     print(table(result))
     print(json.dumps(result))
 

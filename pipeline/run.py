@@ -17,7 +17,7 @@ from typing import Any
 
 from models.spec import DEFAULT_MODEL, ModelFiles, Spec, SpecError, find_model
 from pipeline import __version__
-from pipeline.engines import EngineChoice, choose_engine
+from pipeline.engines import EngineChoice, check_fit, choose_engine
 from pipeline.errors import ConfigError, ModelError, OutputError
 from pipeline.frames import LabelBatch
 from pipeline.settings import available_cores
@@ -38,6 +38,7 @@ from pipeline.stages import (
 
 PLACEMENTS = ("auto", "fused", "spread", "inline")
 SPREAD_LANES = 8
+VIDEO_PLANES = 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class RunConfig:
         options: which files to write.
         model: a shipped model's name or a model's folder.
         engine: "auto", "cpu", "cuda" or "tensorrt".
+        precision: "auto", "f32", "bf16" or "int8".
         size_hw: input size of the network in pixels, multiples of 8; None for what the model says.
         placement: "auto", "fused", "spread" or "inline".
         address: of a running Ray cluster; None for a Ray of our own on this machine.
@@ -61,6 +63,7 @@ class RunConfig:
     options: OutputOptions
     model: str = DEFAULT_MODEL
     engine: str = "auto"
+    precision: str = "auto"
     size_hw: tuple[int, int] | None = None
     placement: str = "auto"
     address: str | None = None
@@ -77,13 +80,16 @@ class RunConfig:
             raise ConfigError(f"chunk must be at least 1 frame, got {self.chunk}")
         if self.placement == "inline" and self.address is not None:
             raise ConfigError("--inline runs in this process: it cannot be combined with --address")
-        if self.size_hw is not None and (
-            min(self.size_hw) < 32 or any(s % 8 for s in self.size_hw)
-        ):
-            height, width = self.size_hw
-            raise ConfigError(
-                f"size must be multiples of 8 from 32 up, height x width, got {height}x{width}"
-            )
+        check_size(self.size_hw)
+
+
+def check_size(size_hw: tuple[int, int] | None) -> None:
+    """Raises ConfigError for an input size that no network takes; None is the model's own."""
+    if size_hw is not None and (min(size_hw) < 32 or any(s % 8 for s in size_hw)):
+        height, width = size_hw
+        raise ConfigError(
+            f"size must be multiples of 8 from 32 up, height x width, got {height}x{width}"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,8 +157,9 @@ def prepare(config: RunConfig) -> Plan:
 
     Raises ConfigError, ModelError, EngineError or OutputError.
     """
-    files, spec = _model(config.model)
-    choice = choose_engine(config.engine)
+    files, spec = model_files(config.model)
+    choice = choose_engine(config.engine, config.precision)
+    form = check_fit(choice, files)
     expansion = expand(config.sources)
     _check_out(config.out)
     failures = [SourceReport(given, given, error=one_line(e)) for given, e in expansion.failures]
@@ -166,7 +173,7 @@ def prepare(config: RunConfig) -> Plan:
     if placement.name == "fused" and choice.name == "cpu":  # the lanes share the cores
         choice = replace(choice, threads=max(1, choice.threads // placement.lanes))
     return Plan(
-        job=_job(config, files, spec, choice, placement),
+        job=_job(config, files, spec, choice, placement, form),
         sources=tuple(sources),
         failures=tuple(failures),
         placement=placement,
@@ -212,7 +219,7 @@ def _in_its_own_way(source: Source, out: Path) -> SourceReport:
     return SourceReport(source.stream_id, source.uri, error=error)
 
 
-def _model(name: str) -> tuple[ModelFiles, Spec]:
+def model_files(name: str) -> tuple[ModelFiles, Spec]:
     """The model's files and specification. Raises ModelError.
 
     Whether the weights fit is found out by whoever loads them: that needs torch.
@@ -225,17 +232,27 @@ def _model(name: str) -> tuple[ModelFiles, Spec]:
         raise ModelError(str(error)) from error
     except OSError as error:
         raise ModelError(f"model {name!r} cannot be read: {error}") from error
+    if spec.in_channels != VIDEO_PLANES:
+        raise ModelError(
+            f"model {name!r} takes frames of {spec.in_channels} planes, video has {VIDEO_PLANES}:"
+            " give another model (`roadmask eval` takes this one's data)"
+        )
     return files, spec
 
 
 def _job(
-    config: RunConfig, files: ModelFiles, spec: Spec, choice: EngineChoice, placement: Placement
+    config: RunConfig,
+    files: ModelFiles,
+    spec: Spec,
+    choice: EngineChoice,
+    placement: Placement,
+    form_sha256: str | None,
 ) -> Job:
     facts: dict[str, Any] = {
         "model": {"name": spec.name, "weights_sha256": files.weights_sha256(),
                   "size_hw": config.size_hw or "by the source's aspect"},
         "engine": {"name": choice.name, "runtime": choice.runtime, "reason": choice.reason,
-                   "threads": choice.threads},
+                   "threads": choice.threads, "form_sha256": form_sha256},
         "placement": {"name": placement.name, "lanes": placement.lanes,
                       "reason": placement.reason},
         "versions": versions(),
@@ -279,6 +296,7 @@ def segment(
     model: str = DEFAULT_MODEL,
     engine: str = "auto",
     *,
+    precision: str = "auto",
     chunk: int = 8,
     pictures: bool = False,
 ) -> Iterator[LabelBatch]:
@@ -290,7 +308,9 @@ def segment(
 
     Raises PipelineError at once if the source, the model or the engine is not there.
     """
-    files, _ = _model(model)
+    files, _ = model_files(model)
+    choice = choose_engine(engine, precision)
+    check_fit(choice, files)
     expansion = expand([os.fspath(source)])
     for _, error in expansion.failures:
         raise error
@@ -298,7 +318,7 @@ def segment(
         raise ConfigError(f"{source} holds {len(expansion.sources)} videos: give one at a time")
     job = Job(
         out=Path(), options=OutputOptions(overlay=pictures), model=str(files.folder),
-        choice=choose_engine(engine), chunk=chunk, slots=1,
+        choice=choice, chunk=chunk, slots=1,
     )  # fmt: skip
     return _label_batches(job, expansion.sources[0])
 

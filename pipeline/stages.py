@@ -20,7 +20,7 @@ from pipeline.engines import EngineChoice, engine_factory
 from pipeline.errors import PipelineError, StageError
 from pipeline.frames import EndOfStream, Gap, LabelItem
 from pipeline.palette import Palette
-from pipeline.segment import Segmenter
+from pipeline.segmenter import Segmenter
 from pipeline.sinks import OutputOptions, Sink
 from pipeline.sources import Source
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from models.registry import build, save
+from models.export import core, int8_path
+from models.registry import build, load, save
 from models.spec import ModelFiles, Spec
-from pipeline.engines import Engine, EngineChoice, choose_engine, engine_factory
-from pipeline.errors import EngineError
+from models.step import StreamStep
+from pipeline.compile import make_int8, thinned
+from pipeline.engines import Engine, EngineChoice, check_fit, choose_engine, engine_factory
+from pipeline.errors import ConfigError, EngineError
+from pipeline.run import segment
+from tests.media import write_images
 
 SIZE = (64, 96)
 
@@ -22,8 +29,11 @@ SIZE = (64, 96)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     torch.manual_seed(1)
-    spec = Spec("tiny", options={"width": 16, "memory": 16})
-    return save(tmp_path_factory.mktemp("model"), build(spec).eval(), spec)
+    spec = Spec("tiny", options={"width": 16, "memory": 16, "fine_memory": 8})
+    network = build(spec).train()
+    for _ in range(20):  # batch norm learns its scale, so that every layer has a say in the labels
+        network.clip(torch.rand(2, 2, 3, *SIZE) * 255)
+    return save(tmp_path_factory.mktemp("model"), network.eval(), spec)
 
 
 def engine(files: ModelFiles, runtime: str, slots: int = 3) -> Engine:
@@ -89,8 +99,8 @@ def test_a_converted_network_is_kept_and_a_damaged_one_made_anew(
 def test_converting_loads_no_telemetry(files: ModelFiles) -> None:
     code = (
         "import sys; from pathlib import Path; from models.spec import ModelFiles;"
-        "from pipeline.engines.cpu import _convert;"
-        f"_convert(ModelFiles(Path({str(files.folder)!r})), (64, 96));"
+        "from models.export import convert;"
+        f"convert(ModelFiles(Path({str(files.folder)!r})));"
         "import openvino.tools.ovc.telemetry_utils as t; print(t.tm.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -116,3 +126,106 @@ def test_without_openvino_torch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = choose_engine("cpu")
     assert choice.runtime == "torch float32"
     assert "OpenVINO is not installed" in choice.reason
+
+
+def test_a_converted_network_serves_every_size(files: ModelFiles, tmp_path: Path) -> None:
+    torch_step = StreamStep(load(str(files.folder))[0])
+    for height, width in ((64, 96), (40, 72), (96, 64)):
+        choice = EngineChoice("cpu", "OpenVINO f32", "test", 1)
+        found = engine_factory(choice, files, files.spec(), 1)((height, width))
+        planes = np.random.default_rng(2).integers(
+            16, 235, (1, 1, height * 3 // 2, width), np.uint8
+        )
+        state = torch.zeros(1, *found.read_state(0).shape)
+        with torch.inference_mode():
+            expected, after = torch_step(torch.from_numpy(planes[0]), state)
+        labels = found.step(planes, [0], [True])[0]
+        assert (labels == expected.numpy()).mean() > 0.999
+        np.testing.assert_allclose(found.read_state(0), after[0].numpy(), atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def with_int8(files: ModelFiles) -> ModelFiles:
+    pytest.importorskip("nncf", reason="making an INT8 model needs the extra int8")
+    folder = files.folder.parent / "frames"
+    write_images(folder, ["a", "b", "c"])
+    made = make_int8(str(files.folder), (str(folder),), frames=2, size_hw=SIZE)
+    assert made == int8_path(files)
+    return files
+
+
+def test_an_int8_network_is_made_and_is_nearly_the_float_one(with_int8: ModelFiles) -> None:
+    pixels = np.full((1, 1, SIZE[0] * 3 // 2, SIZE[1]), 90, np.uint8)  # as it was calibrated with
+    states = []
+    for precision in ("int8", "f32"):
+        one = engine(with_int8, f"OpenVINO {precision}")
+        one.step(pixels, [0], [True])
+        states.append(one.read_state(0).ravel())
+    assert 0.9 < np.corrcoef(states)[0, 1] < 0.999999
+    kinds = [op.get_type_name() for op in core().read_model(int8_path(with_int8)).get_ops()]
+    assert kinds.count("FakeQuantize") > 20
+    facts = json.loads(int8_path(with_int8).with_suffix(".json").read_text())
+    assert facts["calibrated_with"].startswith("2 frames of")
+
+
+def test_int8_of_other_weights_is_refused(with_int8: ModelFiles, tmp_path: Path) -> None:
+    choice = choose_engine("cpu", "int8")
+    check_fit(choice, with_int8)
+    other = shutil.copytree(with_int8.folder, tmp_path / "other")
+    spec = with_int8.spec()
+    save(other, build(spec), spec)
+    with pytest.raises(
+        EngineError, match=r"int8.xml was made of other weights: make it with `roadmask"
+    ):
+        check_fit(choice, ModelFiles(other))
+    again = shutil.copytree(with_int8.folder, tmp_path / "again")
+    with (again / "int8.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(EngineError, match=r"int8.xml or its .bin is damaged: make it with"):
+        check_fit(choice, ModelFiles(again))
+    int8_path(ModelFiles(other)).unlink()
+    with pytest.raises(EngineError, match=r"holds no int8.xml: make it with `roadmask compile"):
+        check_fit(choice, ModelFiles(other))
+
+
+def test_the_shipped_int8_network_gives_nearly_the_float_labels() -> None:
+    """Of these weights and this code: at another size than it was calibrated at."""
+    clip = Path(__file__).parents[1] / "sample_videos" / "city_drive.mp4"
+    found = []
+    for precision in ("int8", "f32"):
+        with closing(segment(clip, precision=precision, chunk=4)) as batches:
+            found.append(next(batches).labels)
+    agree = (found[0] == found[1]).mean()
+    assert 0.93 < agree < 1
+
+
+def test_precisions_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match="choose one of auto, f32, bf16, int8"):
+        choose_engine("cpu", "f12")
+    assert choose_engine("cpu", "f32").runtime.endswith("32")
+    monkeypatch.setattr("pipeline.engines.cpu._has_bf16", lambda: False)
+    with pytest.raises(EngineError, match="'bf16' cannot be had"):
+        choose_engine("cpu", "bf16")
+    assert choose_engine("cpu").precision == "f32"
+    monkeypatch.setattr("pipeline.engines.cpu.find_spec", lambda name: None)
+    with pytest.raises(EngineError, match="needs OpenVINO, which is not installed"):
+        choose_engine("cpu", "int8")
+
+
+def test_calibration_frames_are_spread_evenly(files: ModelFiles, tmp_path: Path) -> None:
+    numbers = [np.array(n) for n in range(1000)]
+    kept = [int(n) for n in thinned(iter(numbers), 7)]
+    assert len(kept) == 7
+    steps = np.diff(kept)
+    assert kept[0] == 0
+    assert 100 < steps.min() <= steps.max() < 300
+    assert len(thinned(iter(numbers[:5]), 7)) == 5
+
+
+def test_without_nncf_one_line_says_what_to_install(
+    files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.export.find_spec", lambda name: None if name == "nncf" else name)
+    write_images(tmp_path / "frames", ["a", "b"])
+    with pytest.raises(ConfigError, match=r"pip install 'roadmask\[int8\]'"):
+        make_int8(str(files.folder), (str(tmp_path / "frames"),), frames=2)

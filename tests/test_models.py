@@ -10,16 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.networks.roadnet import RoadNet
 from models.registry import build, load, save
-from models.roadnet import RoadNet
 from models.spec import Spec, SpecError, find_model
 from models.step import StreamStep
+
+TINY = {"width": 16, "memory": 16, "fine_memory": 8}
 
 
 @pytest.fixture(scope="module")
 def network() -> RoadNet:
     torch.manual_seed(0)
-    return RoadNet(width=16, memory=16).eval()
+    return RoadNet(**TINY).eval()
 
 
 @torch.inference_mode()
@@ -51,7 +53,7 @@ def test_state_shape_is_what_the_network_gives(network: RoadNet, size_hw: tuple[
     with torch.inference_mode():
         logits, after = network(torch.zeros(1, 3, *size_hw), state)
     assert after.shape == state.shape
-    assert logits.shape[-2:] == (size_hw[0] // 4, size_hw[1] // 4)
+    assert logits.shape[-2:] == (size_hw[0] // 2, size_hw[1] // 2)
 
 
 def test_the_step_sees_colours_as_they_are(network: RoadNet) -> None:
@@ -74,14 +76,17 @@ def test_chroma_lands_on_its_pixels(network: RoadNet) -> None:
     assert hot == [[4, 6], [4, 7], [5, 6], [5, 7]]
 
 
-@pytest.mark.parametrize("scale", [1, 2, 4])
-def test_the_step_labels_at_its_scale(network: RoadNet, scale: int) -> None:
+def test_the_step_labels_every_pixel(network: RoadNet) -> None:
     state = torch.zeros(1, *network.state_shape((64, 96)))
+    step = StreamStep(network)
     with torch.inference_mode():
-        planes = torch.zeros(1, 96, 96, dtype=torch.uint8)
-        labels, _ = StreamStep(network, scale)(planes, state)
-    assert labels.shape == (1, 64 // scale, 96 // scale)
+        planes = torch.randint(0, 256, (1, 96, 96), dtype=torch.uint8)
+        labels, after = step(planes, state)
+        logits, expected = network(step.to_rgb(planes), state)
     assert labels.dtype == torch.int32
+    full = torch.nn.functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(labels, full.argmax(1).int())
+    torch.testing.assert_close(after, expected)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +108,7 @@ def test_shipped_weights_load_and_fit() -> None:
 
 
 def test_saved_models_come_back(tmp_path: Path, network: RoadNet) -> None:
-    spec = Spec("tiny", options={"width": 16, "memory": 16})
+    spec = Spec("tiny", options=TINY)
     save(tmp_path / "tiny", network, spec)
     again, spec_again = load(str(tmp_path / "tiny"))
     assert spec_again == spec
@@ -112,7 +117,7 @@ def test_saved_models_come_back(tmp_path: Path, network: RoadNet) -> None:
 
 
 def tiny_model(folder: Path) -> Path:
-    spec = Spec("tiny", options={"width": 16, "memory": 16})
+    spec = Spec("tiny", options=TINY)
     save(folder, build(spec), spec)
     return folder
 
@@ -123,7 +128,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     wrong = {**weights, "head.weight": torch.zeros(12, 16, 1, 1)}
     save_file(wrong, folder / "weights.safetensors")
     with pytest.raises(
-        SpecError, match=r"head.weight must be \[11, 16, 1, 1\], got \[12, 16, 1, 1"
+        SpecError, match=r"head.weight must be \[44, 16, 1, 1\], got \[12, 16, 1, 1"
     ):
         load(str(folder))
     del wrong["head.weight"]
@@ -153,7 +158,30 @@ def test_specifications_that_contradict_themselves_are_refused(tmp_path: Path) -
         ({"network": "Nonesuch"}, "unknown network 'Nonesuch'"),
         ({"options": {"depth": 3}}, "does not take"),
         ({"surprise": 1}, "not a model specification"),
+        ({"head": "hydra"}, "head must be one of softmax, sigmoid, got 'hydra'"),
+        ({"in_channels": 1}, "in_channels must be a whole number of at least 3, got 1"),
+        ({"in_channels": "3"}, "in_channels must be a whole number of at least 3, got '3'"),
+        ({"boundary": 1}, "boundary must be true or false, got 1"),
+        ({"recurrent": None}, "recurrent must be true or false, got None"),
+        ({"options": {**TINY, "width": 24}}, "does not fit"),
+        ({"options": None}, "does not take"),
     ]:
         (folder / "spec.json").write_text(json.dumps({**raw, **change}))
         with pytest.raises(SpecError, match=message):
             load(str(folder))
+
+
+def test_specifications_from_before_there_were_heads_still_load(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m")
+    raw = json.loads((folder / "spec.json").read_text())
+    for key in ("head", "in_channels", "boundary", "recurrent"):
+        del raw[key]
+    (folder / "spec.json").write_text(json.dumps(raw))
+    network, spec = load(str(folder))
+    assert (spec.head, spec.in_channels, spec.boundary, spec.recurrent) == (
+        "softmax",
+        3,
+        False,
+        True,
+    )
+    assert (network.multi_label, network.in_channels, network.boundary) == (False, 3, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -356,3 +357,15 @@ def test_a_run_does_not_import_torch_or_ray_before_it_must(clips: Path, tmp_path
             "heavy = {'torch', 'ray'} & set(sys.modules); assert not heavy, heavy")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_s_three_lines_work_in_a_fresh_interpreter() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    snippet = re.search(r"```python\n(from pipeline import segment.*?)```", readme, re.DOTALL)
+    assert snippet
+    code = snippet[1] + "    break\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stdout.split()[:1] == ["0"], done.stderr

@@ -12,7 +12,7 @@ import pytest
 from pipeline.batch import Batcher, Request
 from pipeline.engines.counting import CountingEngine
 from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, LabelBatch
-from pipeline.segment import Segmenter
+from pipeline.segmenter import Segmenter
 from tests.streams import batches, frame_pixels, stream_info
 
 SIZE = (32, 48)

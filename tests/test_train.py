@@ -1,9 +1,15 @@
-"""Training data, losses and the loop itself."""
+"""The training loop: that it learns, resumes, refuses what is wrong, and runs in several processes."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,246 +17,360 @@ import pytest
 import torch
 import yaml
 
-from models.augment import IGNORE, Window, occlude, warp
-from models.data import Clip, ClipSampler, DataError, class_weights, clean_ids, read_stills
-from models.losses import lovasz_softmax, segmentation_loss
-from models.metrics import ConfusionMatrix
-from models.registry import load
-from models.train import Phase, TrainConfig, Trainer, learning_rate
+from models.evaluation.metrics import ConfusionMatrix, MaskCounts
+from models.registry import build, load, save
+from models.training.data import UNLABELLED_MASK, Clip, DataError
+from models.training.place import Place
+from models.training.train import Trainer, main
+from models.training.validation import score_clips
+from tests.drives import (
+    CLASSES,
+    phase,
+    quiet,
+    raw_config,
+    scene,
+    tiny_config,
+    write_pictures,
+    write_rendered,
+    write_teacher,
+)
+
+REPOSITORY = Path(__file__).parents[1]
 
 
-def write_camvid(folder: Path, stills: int = 4) -> Path:
-    """A tiny data set in CamVid's layout: sky above, road below, a car between."""
-    rng = np.random.default_rng(0)
-    for part in ("train", "val"):
-        for kind in ("images", "labels"):
-            (folder / part / kind).mkdir(parents=True)
-        for number in range(stills):
-            labels = np.full((64, 96), 3, np.uint8)
-            labels[:30], labels[28:44, 20 + number : 50] = 0, 8
-            labels[0, 0] = 11
-            picture = np.array([[200, 150, 120], [90, 90, 90], [30, 30, 200]], np.uint8)
-            bgr = picture[np.select([labels == 0, labels == 8], [0, 2], 1)]
-            bgr = np.clip(bgr + rng.normal(0, 8, bgr.shape), 0, 255).astype(np.uint8)
-            cv2.imwrite(str(folder / part / "images" / f"{number:02d}.png"), bgr)
-            cv2.imwrite(str(folder / part / "labels" / f"{number:02d}.png"), labels)
-    return folder
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("drive") / "train")
 
 
-def tiny_config(camvid: Path, steps: int = 6, **changes: object) -> TrainConfig:
-    phase = {"batch": 2, "crop_hw": [64, 64], "scale_range": [0.8, 1.2], "peak_rate": 0.003,
-             "final_rate": 0.0003, "warmup_steps": 2}  # fmt: skip
-    raw = {
-        "camvid": str(camvid), "options": {"width": 16, "memory": 16}, "threads": 1, "bf16": False,
-        "checkpoint_every": 3, "validate_every": 100, "rare": ["car"],
-        "phases": [{**phase, "steps": steps, "frames": 1},
-                   {**phase, "steps": steps, "frames": 2, "lovasz_share": 0.5}],
-        **changes,
-    }  # fmt: skip
-    return TrainConfig.model_validate(raw)
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
 
 
-def test_training_learns_and_leaves_a_model_that_runs(tmp_path: Path) -> None:
-    config = tiny_config(write_camvid(tmp_path / "camvid"), steps=25)
-    trainer = Trainer(config, tmp_path / "out", say=lambda line: None)
-    before = trainer.validate().mean_iou()
-    folder = trainer.run()
-    after = trainer.validate()
-    assert after.mean_iou() > before + 0.2
-    assert after.pixel_accuracy() > 0.7
+def weights_equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in one.state_dict().items())
+
+
+def test_training_learns_and_leaves_a_model_that_runs(pictures: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.yaml"
+    phases = [phase(steps=25), phase(steps=15, frames=2, losses={"lovasz": 0.5, "steadiness": 1.0})]
+    path.write_text(yaml.safe_dump(raw_config(pictures, phases=phases)))
+    folder = main(
+        path, tmp_path / "out", [f"validate_on=[{pictures}]", "seed=3", "validate_every=20"]
+    )
+    assert folder == tmp_path / "out" / "model"
     network, spec = load(str(folder))
-    assert spec.training["steps"] == 50
-    assert spec.training["config"]["phases"][1]["frames"] == 2
-    assert sum(p.numel() for p in network.parameters()) > 0
+    assert spec.classes == tuple(CLASSES)
+    training = spec.training
+    assert (training["steps"], training["seed"]) == (40, 3)
+    assert training["command"].startswith(f"roadmask train {path} --out {tmp_path / 'out'} --set ")
+    assert training["data"] == [{"folder": str(pictures), "clips": 4, "frames": 4}]
+    assert training["machine"]["cores"] >= 1
+    assert {"python", "torch", "roadmask"} <= training["versions"].keys()
+    assert training["config"]["phases"][1]["frames"] == 2
+    scores = [
+        json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()
+    ]
+    miou = [line["val_miou"] for line in scores if "val_miou" in line]
+    assert len(miou) == 2
+    assert miou[-1] > 0.7
+    losses = [line["loss"] for line in scores if "loss" in line]
+    assert losses[-1]["cross_entropy"] < 0.6 * losses[0]["cross_entropy"]
+    assert {"lovasz", "auxiliary", "steadiness"} <= losses[-1].keys()
+    assert not network.training
 
 
-def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    camvid = write_camvid(tmp_path / "camvid")
+def test_the_best_weights_are_kept_beside_the_last(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    config = tiny_config(pictures, validate_on=[str(pictures)], validate_every=2)
+    trainer = Trainer(config, tmp_path, lines.append)
+    monkeypatch.setattr(
+        ConfusionMatrix, "mean_iou", lambda self: {2: 0.9, 4: 0.4}[trainer.step]
+    )  # as if it had got worse
+    trainer.run()
+    _, best = load(str(tmp_path / "best"))
+    _, last = load(str(tmp_path / "model"))
+    assert (best.training["steps"], best.measured) == (2, {"val_miou_in_training": 0.9})
+    assert (last.training["steps"], last.measured) == (4, {"val_miou_in_training": 0.4})
+    said = "\n".join(lines)
+    assert re.search(
+        r"saved .*model: the averaged weights of the last step, 4, val mIoU 40\.00 %", said
+    )
+    assert re.search(r"saved .*best: those of step 2, best on validation, 90\.00 %", said)
+    assert "some of validate_on is trained on" in said
 
-    def quiet(line: str) -> None:
-        pass
 
-    whole = Trainer(tiny_config(camvid), tmp_path / "whole", quiet)
-    whole.run()
-    # Stopped in the second phase, two steps after the last checkpoint.
-    config = tiny_config(camvid)
-    first = Trainer(config, tmp_path / "parts", quiet)
+class Stop(Exception):
+    pass
 
-    class Stop(Exception):
-        pass
 
-    update = first._update
+def stop_at(trainer: Trainer, step: int) -> None:
+    update = trainer._update
 
-    def stop_at_11(*arguments: object) -> float:
-        if first.step == 11:
+    def stopping(*arguments: Any) -> dict[str, float]:
+        if trainer.step == step:
             raise Stop
-        return update(*arguments)  # type: ignore[arg-type]
+        return update(*arguments)
 
-    first._update = stop_at_11  # type: ignore[method-assign]
+    trainer._update = stopping  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"optimizer": "sgd"}, {"optimizer": "adam", "precision": "bf16", "network": "UNet",
+                                      "options": {"width": 8}, "ema": 0.5}]
+)  # fmt: skip
+def test_an_interrupted_training_ends_as_an_undisturbed_one(
+    pictures: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    phases = [phase(steps=4), phase(steps=4, frames=2, losses={"lovasz": 0.5})]
+    config = tiny_config(pictures, phases=phases, **how)
+    whole = Trainer(config, tmp_path / "whole", quiet)
+    whole.run()
+    # Stopped in the second phase, a step after the last checkpoint.
+    first = Trainer(config, tmp_path / "parts", quiet)
+    stop_at(first, 7)
     with pytest.raises(Stop):
         first.run()
     second = Trainer(config, tmp_path / "parts", quiet)
     second.resume()
-    assert second.step == 9
+    assert second.step == 6
     second.run()
-    for name, tensor in whole.average.state_dict().items():
-        torch.testing.assert_close(second.average.state_dict()[name], tensor, rtol=0, atol=0)
+    assert weights_equal(whole.average, second.average)
+    # And from the end of the first phase, in a folder of its own.
+    third = Trainer(config, tmp_path / "again", quiet)
+    third.resume(tmp_path / "parts" / "phase_1.pt")
+    assert third.step == 4
+    third.run()
+    assert weights_equal(whole.average, third.average)
+    assert weights_equal(whole.network, third.network)
+    assert not weights_equal(whole.average, first.average)
 
 
-def test_a_loss_that_is_not_finite_stops_and_says_where(tmp_path: Path) -> None:
-    trainer = Trainer(
-        tiny_config(write_camvid(tmp_path / "camvid")), tmp_path / "out", lambda line: None
-    )
-    trainer.network.head.bias.data[:] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step 0.*last\.pt"):
+def test_a_checkpoint_of_another_training_is_refused(pictures: Path, tmp_path: Path) -> None:
+    Trainer(tiny_config(pictures), tmp_path, quiet).run()
+    with pytest.raises(
+        DataError, match=r"last\.pt was trained with seed 0, the configuration says seed 1"
+    ):
+        Trainer(tiny_config(pictures, seed=1), tmp_path, quiet).resume()
+    lines: list[str] = []
+    Trainer(tiny_config(pictures, clip_norm=1.0), tmp_path, lines.append).resume()
+    assert lines == ["resumed at step 4; changed since then: clip_norm"]
+    (tmp_path / "last.pt").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"last\.pt is no checkpoint") as caught:
+        Trainer(tiny_config(pictures), tmp_path, quiet).resume()
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"cannot read checkpoint .*none\.pt: No such file"):
+        Trainer(tiny_config(pictures), tmp_path, quiet).resume(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "gradient"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    pictures: Path, tmp_path: Path, spoilt: str
+) -> None:
+    config = tiny_config(pictures, phases=[phase(steps=8)])
+    trainer = Trainer(config, tmp_path, quiet)
+    update = trainer._update
+
+    def spoiling(*arguments: Any) -> dict[str, float]:
+        if trainer.step == 5:
+            if spoilt == "loss":
+                trainer.network.head.bias.data[:] = torch.nan  # type: ignore[union-attr,operator]
+            else:
+                trainer.network.head.bias.register_hook(lambda gradient: gradient * torch.inf)  # type: ignore[union-attr,operator]
+        return update(*arguments)
+
+    trainer._update = spoiling  # type: ignore[method-assign]
+    with pytest.raises(
+        FloatingPointError, match=rf"the {spoilt} is (nan|inf) at step 5: the last good .*last\.pt"
+    ):
+        trainer.run()
+    again = Trainer(config, tmp_path, quiet)
+    again.resume()
+    assert again.step == 3
+    assert all(tensor.isfinite().all() for tensor in again.network.state_dict().values())
+    again.run()
+    assert again.step == 8
+
+
+def test_a_first_step_that_is_not_finite_says_that_there_is_no_checkpoint(
+    pictures: Path, tmp_path: Path
+) -> None:
+    trainer = Trainer(tiny_config(pictures), tmp_path, quiet)
+    trainer.network.head.bias.data[:] = torch.nan  # type: ignore[union-attr,operator]
+    with pytest.raises(
+        FloatingPointError, match="loss is nan at step 0: no checkpoint was written"
+    ):
         trainer.run()
 
 
-def test_the_batch_of_a_step_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
-    stills = read_stills(write_camvid(tmp_path / "camvid") / "train", 11)
-
-    def sampler(seed: int) -> ClipSampler:
-        return ClipSampler(
-            stills, [], seed=seed, crop_hw=(48, 64), scale_range=(0.7, 1.5), rendered_share=0.0,
-            rare=[8],
-        )  # fmt: skip
-
-    one, other = sampler(1), sampler(1)
-    one.batch(0, 3, 2)
-    for left, right in zip(one.batch(7, 3, 2), other.batch(7, 3, 2), strict=True):
-        np.testing.assert_array_equal(left, right)
-    assert (sampler(2).batch(7, 3, 2)[0] != other.batch(7, 3, 2)[0]).any()
-    rgb, labels = one.batch(7, 3, 2)
-    assert (rgb.shape, rgb.dtype) == ((3, 2, 48, 64, 3), np.uint8)
-    assert (labels.shape, labels.dtype) == ((3, 2, 48, 64), np.uint8)
-
-
-def test_labels_move_with_the_picture() -> None:
-    labels = np.zeros((60, 80), np.uint8)
-    labels[20:30, 40:55] = 8
-    rgb = np.repeat(labels[..., None] * 20, 3, 2)
-    for window in (Window((40, 30), 1.0, 0.0, False), Window((45, 25), 1.7, 12.0, True)):
-        picture, moved = warp(rgb, labels, window, (60, 80))
-        inside = moved != IGNORE
-        agree = ((picture[..., 0] > 80) == (moved == 8))[inside].mean()
-        assert agree > 0.98
-        assert (moved == 8).any()
-    _, outside = warp(rgb, labels, Window((0, 0), 1.0, 0.0, False), (60, 80))
-    assert (outside == IGNORE).mean() > 0.5
-
-
-def test_occlusion_changes_the_picture_only_in_part() -> None:
-    rng = np.random.default_rng(3)
-    rgb = np.full((60, 80, 3), 90, np.uint8)
-    shares = [(occlude(rgb, rng) != rgb).any(-1).mean() for _ in range(20)]
-    assert min(shares) > 0
-    assert np.mean(shares) < 0.9
-    assert (rgb == 90).all()
-
-
-def test_lovasz_is_zero_when_right_one_when_wrong() -> None:
-    labels = torch.tensor([[[0, 1], [1, IGNORE]]])
-    right = torch.full((1, 3, 2, 2), -30.0)
-    right[0, 0, 0, 0] = right[0, 1, 0, 1] = right[0, 1, 1, 0] = 30.0
-    wrong = right.roll(1, 1)
-    assert lovasz_softmax(right, labels).item() == pytest.approx(0, abs=1e-5)
-    assert lovasz_softmax(wrong, labels).item() == pytest.approx(1, abs=1e-5)
-    nothing = torch.full_like(labels, IGNORE)
-    assert lovasz_softmax(wrong, nothing).item() == 0
-
-
-def test_lovasz_of_a_hard_guess_is_one_minus_iou() -> None:
-    """For 0/1 probabilities the extension equals the Jaccard loss itself (Berman et al., eq. 8)."""
-    truth = torch.tensor([[[0, 0, 0, 1, 1, 1]]])
-    guess = torch.tensor([0, 0, 1, 1, 1, 0])
-    logits = torch.nn.functional.one_hot(guess, 2).T[None, :, None].float() * 60 - 30
-    # Both classes: 2 hits, union of 4.
-    assert lovasz_softmax(logits, truth).item() == pytest.approx(0.5, abs=1e-5)
-
-
-def test_loss_ignores_what_is_unlabelled() -> None:
-    logits = torch.randn(2, 3, 8, 8)
-    labels = torch.randint(0, 3, (2, 32, 32))
-    weights = torch.ones(3)
-    labels[:, 16:] = IGNORE
-    changed = logits.clone()
-    changed[:, :, 6:] += 5  # far enough below row 16 of 32 that interpolation doesn't reach it
-    before = segmentation_loss(logits, labels, weights, 0.5)
-    torch.testing.assert_close(segmentation_loss(changed, labels, weights, 0.5), before)
-
-
-def test_learning_rate_warms_up_and_falls() -> None:
-    phase = Phase(steps=100, batch=1, frames=1, crop_hw=(8, 8), scale_range=(1, 1), peak_rate=1.0,
-                  final_rate=0.1, warmup_steps=10)  # fmt: skip
-    rates = [learning_rate(phase, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[10] == pytest.approx(1.0)
-    assert rates[-1] == pytest.approx(0.1, abs=0.01)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_confusion_matrix_by_hand() -> None:
-    score = ConfusionMatrix(3)
-    score.add(np.array([0, 0, 1, 1, 255]), np.array([0, 1, 1, 1, 2]))
-    np.testing.assert_allclose(score.class_iou(), [1 / 2, 2 / 3, np.nan])
-    assert score.mean_iou() == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert score.pixel_accuracy() == pytest.approx(3 / 4)
-    with pytest.raises(ValueError, match="must be 0-2, got 3"):
-        score.add(np.array([0]), np.array([3]))
-    with pytest.raises(ValueError, match="truth is"):
-        score.add(np.zeros(2), np.zeros(3))
-
-
-def test_rare_classes_weigh_more() -> None:
-    labels = np.zeros((1, 50, 50), np.uint8)
-    labels[0, :5, :5] = 1
-    weights = class_weights([Clip("x", np.zeros((1, 50, 50, 3), np.uint8), labels)], 2)
-    assert weights[1] > weights[0]
-    assert weights.mean() == pytest.approx(1)
-
-
-def test_wrong_data_is_named(tmp_path: Path) -> None:
-    camvid = write_camvid(tmp_path / "camvid")
-    label = camvid / "train" / "labels" / "01.png"
-    good = label.read_bytes()
-    cv2.imwrite(str(label), np.full((64, 96), 17, np.uint8))
-    with pytest.raises(DataError, match=r"01\.png: class ids must be 0-10.*got \[17\]"):
-        read_stills(camvid / "train", 11)
-    cv2.imwrite(str(label), np.zeros((32, 96), np.uint8))
-    with pytest.raises(DataError, match=r"01: labels are .1, 32, 96., pictures .1, 64, 96."):
-        read_stills(camvid / "train", 11)
-    label.unlink()
-    with pytest.raises(DataError, match=r"01\.png is missing or cannot be read"):
-        read_stills(camvid / "train", 11)
-    label.write_bytes(good)
-    assert len(read_stills(camvid / "train", 11)) == 4
-    with pytest.raises(DataError, match="holds no images"):
-        read_stills(tmp_path, 11)
-    with pytest.raises(DataError, match=r"got \[12\]"):
-        clean_ids(np.array([[12, 255, 11, 3]], np.uint8), 11, Path("x"))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
-        ({"phases": []}, "phases"),
-        ({"ema": 1.5}, "ema: Input should be less than 1"),
-        ({"camvid": None}, "camvid"),
-    ],
-)
-def test_wrong_configuration_is_one_line(
-    tmp_path: Path, change: dict[str, object], message: str
+def test_every_loss_and_the_boundary_head_train_together(
+    pictures: Path, teacher: str, tmp_path: Path
 ) -> None:
-    raw = json.loads(tiny_config(tmp_path).model_dump_json()) | change
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    with pytest.raises(DataError, match=message) as caught:
-        TrainConfig.read(path)
-    assert "\n" not in str(caught.value)
-    assert "config.yaml" in str(caught.value)
+    rendered = write_rendered(tmp_path / "rendered")
+    losses = dict.fromkeys(("cross_entropy", "hard_pixels", "lovasz", "dice", "auxiliary",
+              "boundary", "steadiness", "flow_steadiness", "distillation"), 0.5)  # fmt: skip
+    config = tiny_config(
+        pictures, train_on=[str(pictures), str(rendered)], boundary=True, teacher=teacher,
+        losses=losses, log_every=1, workers=1,
+        augment={"rain": 0.5, "glare": 0.5, "jpeg": 0.5},
+        phases=[phase(steps=3, frames=3, rendered_share=0.5, schedule="poly")],
+    )  # fmt: skip
+    trainer = Trainer(config, tmp_path / "out", quiet)
+    assert trainer.teacher is not None
+    before = {name: tensor.clone() for name, tensor in trainer.teacher.state_dict().items()}
+    _, spec = load(str(trainer.run()))
+    assert spec.boundary
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert all(set(line["loss"]) == {"loss", *losses} for line in lines)
+    assert sum(line["loss"]["flow_steadiness"] for line in lines) > 0
+    assert all(torch.equal(before[name], now) for name, now in trainer.teacher.state_dict().items())
 
 
-def test_shipped_configuration_is_valid() -> None:
-    config = TrainConfig.read(Path(__file__).parents[1] / "models" / "configs" / "roadnet.yaml")
-    assert config.model == "roadnet"
+def test_a_student_comes_to_say_what_its_teacher_says(
+    teacher: str, pictures: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        pictures, teacher=teacher, seed=9, log_every=5, phases=[phase(steps=25)],
+        losses={"cross_entropy": 0, "auxiliary": 0, "distillation": 1.0},
+    )  # fmt: skip
+    Trainer(config, tmp_path, quiet).run()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    divergence = [line["loss"]["distillation"] for line in lines]
+    assert divergence[-1] < 0.5 * divergence[0]
+
+
+def test_a_sigmoid_head_learns_masks_that_overlap_from_five_channels(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "train")
+    for kind in ("masks", "planes"):
+        (folder / kind).mkdir()
+    for number in range(4):
+        labels = scene(number)[1]
+        masks = np.where(
+            labels == 2, 0b110, 1 << labels.astype(np.uint16)
+        )  # a car stands on the road
+        masks[labels == 3] = UNLABELLED_MASK
+        cv2.imwrite(str(folder / "masks" / f"{number:02d}.png"), masks.astype(np.uint16))
+        hot = (labels == 2)[..., None] * np.array([255.0, 100.0])
+        np.save(folder / "planes" / f"{number:02d}.npy", hot)
+        (folder / "labels" / f"{number:02d}.png").unlink()
+    config = tiny_config(
+        folder, head="sigmoid", in_channels=5, validate_on=[str(folder)],
+        losses={"dice": 0.5, "lovasz": 0.5}, phases=[phase(steps=40, peak_rate=0.01)],
+    )  # fmt: skip
+    trainer = Trainer(config, tmp_path / "out", quiet)
+    network, spec = load(str(trainer.run()))
+    assert (spec.head, spec.in_channels, network.in_channels) == ("sigmoid", 5, 5)
+    score = trainer.validate()
+    assert isinstance(score, MaskCounts)
+    assert score.class_iou().min() > 0.6
+    with pytest.raises(DataError, match="softmax head needs labels/"):
+        Trainer(tiny_config(folder, in_channels=5), tmp_path / "no", quiet)
+
+
+def test_weights_of_another_model_can_be_the_start(
+    pictures: Path, teacher: str, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    trainer = Trainer(tiny_config(pictures, init=teacher), tmp_path, lines.append)
+    stored = load(teacher)[0]
+    assert weights_equal(trainer.network, stored)
+    assert weights_equal(trainer.average, stored)
+    other = tiny_config(pictures, init=teacher, classes=["sky", "road", "car", "none"],
+                        allow_empty_classes=True)  # fmt: skip
+    trainer = Trainer(other, tmp_path, lines.append)
+    assert torch.equal(
+        trainer.network.state_dict()["gru.gates.weight"], stored.state_dict()["gru.gates.weight"]
+    )
+    assert re.search(r"started from .*: \d+ of \d+ tensors; new: head\.weight", lines[-1])
+
+
+def test_a_pruned_model_is_trained_on_in_its_shapes(pictures: Path, tmp_path: Path) -> None:
+    """Four of the stem's eight inner channels are gone."""
+    norms = ("weight", "bias", "running_mean", "running_var")
+    shapes = {"stem.0.0.weight": (4, 3, 3, 3), "stem.1.0.weight": (16, 4, 3, 3),
+              **{f"stem.0.1.{name}": (4,) for name in norms}}  # fmt: skip
+    whole = tiny_config(pictures).spec()
+    slim = build(replace(whole, shapes=shapes))
+    for parameter in slim.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    save(tmp_path / "slim", slim, replace(whole, shapes=shapes))
+    config = tiny_config(pictures, init=str(tmp_path / "slim"))
+    trained, spec = load(str(Trainer(config, tmp_path / "out", quiet).run()))
+    assert spec.shapes == shapes
+    assert trained.state_dict()["stem.0.0.weight"].shape == (4, 3, 3, 3)
+    Trainer(config, tmp_path / "out", quiet).resume()
+    other = tiny_config(pictures, init=str(tmp_path / "slim"), network="UNet", options={"width": 8})
+    with pytest.raises(DataError, match="is pruned: network must be RoadNet, got UNet"):
+        Trainer(other, tmp_path / "other", quiet)
+
+
+def test_validation_carries_the_state_in_a_clip_and_starts_anew_in_the_next() -> None:
+    class Counting(torch.nn.Module):
+        """Says the class that its state counts."""
+
+        classes, multi_label = 3, False
+
+        def state_shape(self, size_hw: tuple[int, int]) -> tuple[int, int, int]:
+            assert size_hw == (16, 24)  # padded
+            return 1, 1, 1
+
+        def forward(
+            self, frames: torch.Tensor, state: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            here = torch.nn.functional.one_hot(state[:, 0].long(), 3).movedim(-1, 1).float()
+            return here.expand(1, 3, 8, 12), state + 1
+
+    labels = np.arange(3, dtype=np.uint8)[:, None, None].repeat(10, 1).repeat(20, 2)
+    clip = Clip("x", np.zeros((3, 10, 20, 3), np.uint8), labels)
+    place = Place.choose("cpu", 1)
+    seen: list[int] = []
+    score = score_clips(
+        Counting(), [clip, clip], place, "fp32", lambda n, c, f, p: seen.append(p[0, 0])
+    )  # type: ignore[arg-type]
+    assert score.mean_iou() == 1
+    assert seen == [0, 1, 2, 0, 1, 2]
+
+
+def test_two_processes_train_one_network(pictures: Path, tmp_path: Path) -> None:
+    """By torchrun on the CPU: gradients and weights equal in both, though each sees clips of its own."""
+    script = tmp_path / "together.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from models.training.config import TrainConfig\n"
+        "from models.training.train import Trainer\n"
+        "out = Path(sys.argv[2])\n"
+        "trainer = Trainer(TrainConfig.read(Path(sys.argv[1])), out, print)\n"
+        "seen = []\n"
+        "update = trainer._update\n"
+        "def keep(batch, *rest):\n"
+        "    seen.append(batch.rgb.clone())\n"
+        "    return update(batch, *rest)\n"
+        "trainer._update = keep\n"
+        "trainer.resume()\n"
+        "trainer.run()\n"
+        "gradients = [p.grad for p in trainer.network.parameters()]\n"
+        "kept = {'weights': list(trainer.network.parameters()), 'gradients': gradients, 'seen': seen}\n"
+        "torch.save(kept, out / f'rank{trainer.place.rank}.pt')\n"
+    )
+    path = tmp_path / "tiny.yaml"
+    config = raw_config(pictures, validate_on=[str(pictures)], phases=[phase(steps=3, frames=2)])
+    path.write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(script), str(path), str(tmp_path / "out")]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved") == 2  # by the first process alone: model and best
+    one, other = (torch.load(tmp_path / "out" / f"rank{rank}.pt") for rank in (0, 1))
+    for kind in ("weights", "gradients"):
+        assert all(torch.equal(a, b) for a, b in zip(one[kind], other[kind], strict=True)), kind
+    assert [len(rgb) for rgb in one["seen"]] == [1, 1, 1]  # of a batch of 2
+    assert not any(torch.equal(a, b) for a, b in zip(one["seen"], other["seen"], strict=True))
+    assert load(str(tmp_path / "out" / "model"))[1].training["machine"]["processes"] == 2

@@ -17,6 +17,7 @@ from pipeline.errors import EngineError
 from pipeline.settings import has_nvidia_driver
 
 ENGINES = ("auto", "cpu", "cuda", "tensorrt")
+PRECISIONS = ("auto", "f32", "bf16", "int8")
 
 
 class Engine(Protocol):
@@ -72,12 +73,19 @@ class EngineChoice:
     reason: str
     threads: int = 0
 
+    @property
+    def precision(self) -> str:
+        """What the network multiplies in, as `runtime` says it."""
+        return self.runtime.split()[-1]
 
-def choose_engine(name: str) -> EngineChoice:
+
+def choose_engine(name: str, precision: str = "auto") -> EngineChoice:
     """Decide what runs the network on this machine.
 
-    Raises EngineError for an unknown engine, or one that was asked for and cannot run here.
+    Raises EngineError for an unknown engine or precision, or one that was asked for and cannot be had.
     """
+    if precision not in PRECISIONS:
+        raise EngineError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     if name == "counting":
         return EngineChoice("counting", "NumPy", "asked for; it proves the order of frames")
     if name not in ENGINES:
@@ -88,13 +96,29 @@ def choose_engine(name: str) -> EngineChoice:
         )
     if name in ("auto", "cuda"):
         problem = _cuda_problem()
-        if not problem:
+        if not problem and precision == "auto":
             return EngineChoice("cuda", "torch float16", "a CUDA device is here")
+        problem = problem or f"it has no precision {precision!r} in this version"
         if name == "cuda":
             raise EngineError(f"engine 'cuda' cannot run here: {problem}; use --engine cpu or auto")
     from pipeline.engines.cpu import choose_cpu
 
-    return choose_cpu(problem if name == "auto" else "asked for")
+    return choose_cpu(problem if name == "auto" else "asked for", precision)
+
+
+def check_fit(choice: EngineChoice, files: ModelFiles) -> str | None:
+    """SHA-256 of the form of the model that the engine reads, None if it reads the weights themselves.
+
+    Raises EngineError if the chosen precision needs a form that is not there.
+    """
+    if choice.precision != "int8":
+        return None
+    from models.export import QuantizationError, check_int8
+
+    try:
+        return check_int8(files)
+    except QuantizationError as error:
+        raise EngineError(str(error)) from error
 
 
 def _cuda_problem() -> str:

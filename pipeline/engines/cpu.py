@@ -7,11 +7,8 @@ other streams, or how many frames of its own, a frame is batched with.
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,37 +16,42 @@ from typing import Any
 import numpy as np
 
 import models
+from models.export import convert, core, fix_size, int8_path, openvino, save_whole
 from models.spec import ModelFiles, SpecError
 from pipeline.engines import EngineChoice
 from pipeline.errors import EngineError, ModelError
 from pipeline.settings import available_cores, cache_folder, cpu_has_amx
 
 
-def choose_cpu(why: str) -> EngineChoice:
-    """OpenVINO in the CPU's best precision, or PyTorch where OpenVINO is not installed."""
+def choose_cpu(why: str, precision: str = "auto") -> EngineChoice:
+    """OpenVINO in the CPU's best precision, or PyTorch where OpenVINO is not installed.
+
+    Raises EngineError for a precision that cannot be had here.
+    """
     cores = available_cores()
     if find_spec("openvino") is None:
+        if precision not in ("auto", "f32"):
+            raise EngineError(
+                f"precision {precision!r} on a CPU needs OpenVINO, which is not installed:"
+                " pip install openvino, or use --precision f32"
+            )
         return EngineChoice("cpu", "torch float32", f"{why}; OpenVINO is not installed", cores)
-    if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        # With AMX the network is cheaper than decoding and encoding, which need the other cores.
-        amx = cpu_has_amx()
-        threads = max(1, cores // 2) if amx else cores
-        unit = "AMX" if amx else "AVX-512"
+    if precision == "f32":
+        return EngineChoice("cpu", "OpenVINO f32", f"{why}; f32 asked for", cores)
+    # With AMX the network is cheaper than decoding and encoding, which need the other cores.
+    threads = max(1, cores // 2) if cpu_has_amx() else cores
+    unit = "AMX" if cpu_has_amx() else "AVX-512"
+    if precision == "int8":
+        return EngineChoice("cpu", "OpenVINO int8", f"{why}; int8 asked for", threads)
+    if _has_bf16():
         return EngineChoice("cpu", "OpenVINO bf16", f"{why}; the CPU has bf16 ({unit})", threads)
+    if precision == "bf16":
+        raise EngineError("precision 'bf16' cannot be had: the CPU has none; use --precision auto")
     return EngineChoice("cpu", "OpenVINO f32", f"{why}; the CPU has no bf16", cores)
 
 
-def _openvino() -> Any:
-    """The package, without its telemetry: converting a network must not tell anybody outside."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its stub is used
-    import openvino
-
-    return openvino
-
-
-@cache
-def _core() -> Any:
-    return _openvino().Core()
+def _has_bf16() -> bool:
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoEngine:
@@ -62,19 +64,22 @@ class OpenVinoEngine:
     ) -> None:
         self.slots = slots
         self.model_hw = model_hw
-        model = _read_or_convert(files, model_hw)
+        if choice.precision == "int8":  # what has no INT8 form runs in the best float
+            model, floats = _read_int8(files), "bf16" if _has_bf16() else "f32"
+        else:
+            model, floats = _read_or_convert(files), choice.precision
+        state_chw = fix_size(model, model_hw)
         properties = {
-            "INFERENCE_PRECISION_HINT": choice.runtime.split()[-1],
+            "INFERENCE_PRECISION_HINT": floats,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": choice.threads,
         }
         try:
-            self._request = _core().compile_model(model, "CPU", properties).create_infer_request()
+            self._request = core().compile_model(model, "CPU", properties).create_infer_request()
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise EngineError(f"OpenVINO could not compile the network: {first}") from error
-        state = model.input(1).shape
-        self.bank = np.zeros((slots + 1, *state[1:]), np.float32)
+        self.bank = np.zeros((slots + 1, *state_chw), np.float32)
 
     def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
         labels = np.empty((*frames.shape[:2], *self.model_hw), np.uint8)
@@ -96,61 +101,41 @@ class OpenVinoEngine:
         self.bank[slot] = state
 
 
-def _read_or_convert(files: ModelFiles, model_hw: tuple[int, int]) -> Any:
+def _read_int8(files: ModelFiles) -> Any:
+    try:
+        return core().read_model(int8_path(files))
+    except RuntimeError as error:
+        raise EngineError(f"{int8_path(files)} cannot be read: make it anew") from error
+
+
+def _read_or_convert(files: ModelFiles) -> Any:
     """The network in OpenVINO's own format, from the cache if it was converted before.
 
     Converting imports torch and takes seconds; reading takes milliseconds. The cache's key holds all that
-    the result depends on: weights, specification, the networks' code, size and OpenVINO's version.
+    the result depends on: weights, specification, the networks' code and OpenVINO's version.
     """
-    path = cache_folder() / f"openvino-{_cache_key(files, model_hw)}.xml"
+    path = cache_folder() / f"openvino-{_cache_key(files)}.xml"
     if path.exists():
         with suppress(RuntimeError):  # a damaged file is as good as none
-            return _core().read_model(path)
-    model = _convert(files, model_hw)
+            return core().read_model(path)
     try:
-        _save(model, path)
-    except OSError:
-        return model  # no place to keep it: convert again next time
-    return _core().read_model(path)
-
-
-def _cache_key(files: ModelFiles, model_hw: tuple[int, int]) -> str:
-    digest = hashlib.sha256()
-    for path in (
-        files.weights_path,
-        files.spec_path,
-        *sorted(Path(models.__path__[0]).glob("*.py")),
-    ):
-        digest.update(path.read_bytes())
-    digest.update(f"{model_hw} {_openvino().__version__}".encode())
-    return digest.hexdigest()[:24]
-
-
-def _convert(files: ModelFiles, model_hw: tuple[int, int]) -> Any:
-    import torch
-
-    from models.registry import load
-    from models.step import StreamStep
-
-    try:
-        network, _ = load(str(files.folder))
+        model = convert(files)
     except SpecError as error:
         raise ModelError(str(error)) from error
-    height, width = model_hw
-    planes, state = [1, height * 3 // 2, width], [1, *network.state_shape(model_hw)]
-    example = (torch.zeros(planes, dtype=torch.uint8), torch.zeros(state))
-    return _openvino().convert_model(
-        StreamStep(network).eval(), example_input=example, input=[planes, state]
-    )
-
-
-def _save(model: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}.{os.getpid()}.xml")
     try:
-        _openvino().save_model(model, part, compress_to_fp16=False)
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-    # Weights first: who finds the .xml finds its .bin.
-    part.with_suffix(".bin").replace(path.with_suffix(".bin"))
-    part.replace(path)
+        save_whole(model, path)
+    except OSError:
+        return model  # no place to keep it: convert again next time
+    return core().read_model(
+        path
+    )  # mapped from the file, where the converted one lies in memory twice
+
+
+def _cache_key(files: ModelFiles) -> str:
+    digest = hashlib.sha256()
+    folder = Path(models.__path__[0])
+    code = sorted([*folder.glob("*.py"), *folder.glob("networks/*.py")])
+    for path in (files.weights_path, files.spec_path, *code):
+        digest.update(path.read_bytes())
+    digest.update(openvino().__version__.encode())
+    return digest.hexdigest()[:24]

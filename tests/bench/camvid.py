@@ -16,9 +16,9 @@ from pathlib import Path
 
 import cv2
 
-from models.data import clean_ids
-from models.metrics import ConfusionMatrix
+from models.evaluation.metrics import ConfusionMatrix
 from models.spec import find_model
+from models.training.data import clean_ids
 
 
 def score(camvid: Path, *arguments: str) -> ConfusionMatrix:

@@ -10,12 +10,21 @@ from torch.nn import functional
 class ConvBNReLU(nn.Sequential):
     """Convolution, batch norm, ReLU; `same` padding for odd kernels."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1
+    ) -> None:
+        padding = kernel // 2 * dilation
         super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+            nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
         )
+
+
+def conv_stack(inputs: int, outputs: int, count: int, stride: int = 1) -> nn.Sequential:
+    """`count` 3x3 convolutions, the first of which widens and may stride."""
+    rest = [ConvBNReLU(outputs, outputs) for _ in range(count - 1)]
+    return nn.Sequential(ConvBNReLU(inputs, outputs, stride=stride), *rest)
 
 
 class ShortTermDense(nn.Module):
@@ -54,6 +63,7 @@ class ConvGRU(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.channels = channels
         self.gates = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1)
         self.candidate = nn.Conv2d(2 * channels, channels, 3, padding=1)
         # The update gate starts mostly open, so that an untrained memory does not blur the present.
@@ -91,6 +101,40 @@ class ScaleContext(nn.Module):
         return x * self.attend(x)
 
 
+def enlarge(x: Tensor, times: int) -> Tensor:
+    """Bilinear resize of x to `times` its height and width."""
+    if times == 1:
+        return x
+    return functional.interpolate(
+        x, scale_factor=float(times), mode="bilinear", align_corners=False
+    )
+
+
 def resize_like(x: Tensor, reference: Tensor) -> Tensor:
     """Bilinear resize of x to the height and width of `reference`."""
     return functional.interpolate(x, reference.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all positions (Vaswani et al., 2017; Wang et al., "Non-local Neural
+    Networks", CVPR 2018), added to its input by a scale per channel that starts at zero, so that it
+    begins as nothing and grows only if it helps. No positional code: any frame size will do.
+    """
+
+    def __init__(self, channels: int, width: int = 96, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.BatchNorm2d(channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * width, 1)
+        self.project = nn.Conv2d(width, channels, 1)
+        self.scale = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [N, C, H, W] -> the same shape."""
+        height, width = x.shape[-2:]
+        tokens = self.query_key_value(self.norm(x)).flatten(2)  # [N, 3 D, H W]
+        tokens = tokens.unflatten(1, (3, self.heads, -1)).transpose(-1, -2)
+        query, key, value = tokens.unbind(1)  # [N, heads, H W, D / heads]
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        mixed = mixed.transpose(-1, -2).flatten(1, 2).unflatten(-1, (height, width))
+        return x + self.scale * self.project(mixed)

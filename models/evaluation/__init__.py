@@ -1,0 +1,1 @@
+"""Evaluation: accuracy, steadiness and robustness. `roadmask eval`."""

@@ -1,0 +1,195 @@
+"""From weights to OpenVINO: the compiled step for any frame size, in float or in INT8.
+
+The converted model is dynamic in height and width; `fix_size` sets them. An INT8 model is made once, by
+NNCF's post-training quantisation, and lies beside its weights as `int8.xml`, `int8.bin` and `int8.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.spec import ModelFiles
+
+
+class QuantizationError(ValueError):
+    """INT8 was asked for, and there is no INT8 model, or one of other weights, or none can be made."""
+
+
+@cache
+def core() -> Any:
+    """OpenVINO's runtime."""
+    return openvino().Core()
+
+
+def openvino() -> Any:
+    """The package, without its telemetry: converting a network must not tell anybody outside."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # its stub is used
+    import openvino
+
+    return openvino
+
+
+def convert(files: ModelFiles) -> Any:
+    """The model's step (`models.step.StreamStep`) as an OpenVINO model of any height and width.
+
+    Raises SpecError if the weights do not fit the specification.
+    """
+    import torch
+
+    from models.registry import load
+    from models.step import StreamStep
+
+    network, spec = load(str(files.folder))
+    height, width = spec.model_hw((360, 480))
+    channels, *size = network.state_shape((height, width))
+    planes = torch.zeros(1, height * 3 // 2, width, dtype=torch.uint8)
+    return openvino().convert_model(
+        StreamStep(network).eval(),
+        example_input=(planes, torch.zeros(1, channels, *size)),
+        input=[[1, -1, -1], [1, channels, -1, -1]],
+    )
+
+
+def fix_size(model: Any, model_hw: tuple[int, int]) -> tuple[int, int, int]:
+    """Fix a converted model's input size, in place; returns the shape [C, h, w] of a stream's state."""
+    height, width = model_hw
+    planes, channels = [1, height * 3 // 2, width], model.input(1).partial_shape[1].get_length()
+    # The next state's shape follows from the frame's; a network without memory just hands it on.
+    model.reshape({0: planes, 1: [1, channels, -1, -1]})
+    following = model.output(1).partial_shape
+    rows, columns = (d.get_length() if d.is_static else 1 for d in list(following)[2:])
+    model.reshape({0: planes, 1: [1, channels, rows, columns]})
+    return channels, rows, columns
+
+
+def save_whole(model: Any, path: Path) -> None:
+    """Write PATH.xml and PATH.bin so that neither is ever seen half-written. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:
+        part = Path(folder) / "model.xml"
+        try:
+            openvino().save_model(model, part, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        # Weights first: who finds the .xml finds its .bin.
+        part.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        part.replace(path)
+
+
+def int8_path(files: ModelFiles) -> Path:
+    """Where a model's INT8 form lies, whether there is one or not."""
+    return files.folder / "int8.xml"
+
+
+def check_int8(files: ModelFiles) -> str:
+    """The SHA-256 of a model's INT8 form.
+
+    Raises QuantizationError unless a whole one, made of just this network and these weights, is there.
+    """
+    path = int8_path(files)
+    how = f"make it with `roadmask compile {files.folder} --precision int8 --calibrate FOOTAGE`"
+    if not (path.is_file() and path.with_suffix(".bin").is_file()):
+        raise QuantizationError(
+            f"{files.folder} holds no int8.xml: {how}, or use another precision"
+        )
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        made_of, digest = facts["made_of"], facts["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        made_of, digest = None, None
+    if made_of != _made_of(files):
+        raise QuantizationError(f"{path} was made of other weights: {how}")
+    if digest != _int8_sha256(path):
+        raise QuantizationError(f"{path} or its .bin is damaged: {how}")
+    return str(digest)
+
+
+def _made_of(files: ModelFiles) -> str:
+    """SHA-256 of the weights and of all in the specification that the network depends on."""
+    spec = replace(files.spec(), training={}, measured={})
+    return hashlib.sha256(f"{files.weights_sha256()} {spec.to_json()}".encode()).hexdigest()
+
+
+def _int8_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for part in (path, path.with_suffix(".bin")):
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+def ensure_quantizer(files: ModelFiles) -> None:
+    """Raises QuantizationError if what `quantize` needs is not installed, OSError if the model's folder
+    cannot be written to."""
+    for package, extra in (("openvino", "openvino"), ("nncf", "'roadmask[int8]'")):
+        if find_spec(package) is None:
+            raise QuantizationError(f"{package} is not installed: pip install {extra}")
+    with tempfile.TemporaryFile(dir=files.folder):
+        pass
+
+
+def quantize(files: ModelFiles, frames: Iterable[np.ndarray], calibrated_with: str) -> Path:
+    """Make a model's INT8 form by post-training quantisation and put it beside its weights.
+
+    Args:
+        frames: uint8 [h * 3 // 2, w], I420, of one size: footage like what will be seen. The float model
+            runs over them in their order, so that its memory's ranges are known too.
+        calibrated_with: what they are, for the record.
+
+    Raises QuantizationError if there are no frames, SpecError as `convert`, and as `ensure_quantizer`.
+    """
+    ensure_quantizer(files)
+    pixels = list(frames)
+    if not pixels:
+        raise QuantizationError(f"{calibrated_with} holds no frames to calibrate with")
+    openvino()
+    import nncf
+
+    model = convert(files)
+    height, width = pixels[0].shape[0] * 2 // 3, pixels[0].shape[1]
+    state = fix_size(model, (height, width))
+    # INT8 for kernels in steps of their own a channel, activations by their range; what has no INT8
+    # form (upsampling, argmax, the gates' sigmoid and tanh) stays in float.
+    with redirect_stdout(sys.stderr):  # it shows its progress
+        quantized = nncf.quantize(
+            model, nncf.Dataset(list(_with_states(model, pixels, state))),
+            preset=nncf.QuantizationPreset.MIXED, subset_size=len(pixels),
+        )  # fmt: skip
+    path = int8_path(files)
+    record = path.with_suffix(".json")
+    record.unlink(missing_ok=True)  # until it is back, what lies there counts as damaged
+    save_whole(quantized, path)
+    facts = {
+        "made_of": _made_of(files),
+        "sha256": _int8_sha256(path),
+        "calibrated_with": f"{len(pixels)} frames of {calibrated_with}, {height}x{width}",
+        "nncf": nncf.__version__,
+        "openvino": openvino().__version__,
+    }
+    part = record.with_suffix(".part")
+    part.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    part.replace(record)
+    return path
+
+
+def _with_states(
+    model: Any, pixels: list[np.ndarray], state_chw: tuple[int, int, int]
+) -> Iterator[list[np.ndarray]]:
+    """Each frame with the state that the float model has come to before it."""
+    request = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    request = request.create_infer_request()
+    state = np.zeros((1, *state_chw), np.float32)
+    for frame in pixels:
+        yield [frame[None], state]
+        state = request.infer([frame[None], state])[1].copy()

@@ -1,0 +1,153 @@
+"""RoadNet, the default network: a small convolutional encoder, memory at two scales, a light decoder.
+
+State is one tensor at a sixteenth of the input's size. Its first `memory` channels are the state of a
+ConvGRU at that scale; the rest, unfolded 2x2, are the state of a second one at an eighth, which keeps thin
+things steady. As in RobustVideoMatting (Lin et al., WACV 2022) each GRU runs on a part of its scale's
+channels, and the others pass by it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.networks.blocks import (
+    ConvBNReLU,
+    ConvGRU,
+    ScaleContext,
+    SelfAttention,
+    ShortTermDense,
+    resize_like,
+)
+from models.networks.recurrent import NO_STATE, Network, remember
+
+STATE_STRIDE = 16
+LOGITS_STRIDE = 2
+PASSING8 = 64  # channels at an eighth that bypass the memory
+
+
+class RoadNet(Network):
+    """Frames and a state in, class logits at half the size and the next state out.
+
+    Args:
+        width: channels at 1/4; 2, 4 and 6 times as many at 1/8, 1/16 and 1/32.
+        memory: channels of the memory at 1/16; as many bypass it.
+        fine_memory: channels of the memory at 1/8.
+        blocks: modules at each of the four scales.
+        attention: self-attention over the cells at 1/32.
+        others: as `Network` says.
+    """
+
+    def __init__(
+        self,
+        classes: int = 11,
+        in_channels: int = 3,
+        boundary: bool = False,
+        recurrent: bool = True,
+        multi_label: bool = False,
+        width: int = 64,
+        memory: int = 64,
+        fine_memory: int = 32,
+        blocks: tuple[int, int, int, int] = (1, 3, 4, 4),
+        attention: bool = True,
+    ) -> None:
+        super().__init__(classes, in_channels, boundary, recurrent, multi_label)
+        self.memory, self.fine_memory = memory, fine_memory
+        widths = [width, 2 * width, 4 * width, 6 * width]
+        self.stem = nn.Sequential(
+            ConvBNReLU(in_channels, width // 2, stride=2), ConvBNReLU(width // 2, width, stride=2)
+        )
+        self.quarter = _stage(width, width, blocks[0], stride=1)
+        self.eighth = _stage(width, widths[1], blocks[1])
+        self.sixteenth = _stage(widths[1], widths[2], blocks[2])
+        self.thirtysecond = _stage(widths[2], widths[3], blocks[3])
+        self.attention = SelfAttention(widths[3]) if attention else nn.Identity()
+        self.context = ScaleContext(widths[3], 2 * memory)
+        self.lateral16 = ConvBNReLU(widths[2], 2 * memory, 1)
+        self.gru = ConvGRU(memory) if recurrent else None
+        self.lateral8 = ConvBNReLU(widths[1], width, 1)
+        self.decode8 = ConvBNReLU(2 * memory + width, PASSING8 + fine_memory)
+        self.fine_gru = ConvGRU(fine_memory) if recurrent else None
+        self.lateral4 = ConvBNReLU(width, 48, 1)
+        self.decode4 = ConvBNReLU(PASSING8 + fine_memory + 48, width)
+        # Four logits a class and cell, laid out 2x2: half-size logits at the cost of a quarter's.
+        self.head = nn.Conv2d(width, 4 * classes, 1)
+        # Supervision in training only.
+        self.auxiliary = nn.Conv2d(PASSING8 + fine_memory, classes, 1)
+        self.boundary_head = nn.Conv2d(width, 4, 1) if boundary else None
+
+    def state_shape(self, size_hw: tuple[int, int]) -> tuple[int, int, int]:
+        if not self.recurrent:
+            return NO_STATE
+        height, width = size_hw
+        channels = self.memory + 4 * self.fine_memory
+        return channels, -(-height // STATE_STRIDE), -(-width // STATE_STRIDE)
+
+    def memory_readers(self) -> list[nn.Module]:
+        return [self.decode8[0], self.auxiliary]
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """frames: float [M, C, H, W], normalised -> features at 1/4, 1/8 and 1/16."""
+        quarter = self.quarter(self.stem(frames))
+        eighth = self.eighth(quarter)
+        sixteenth = self.sixteenth(eighth)
+        context = self.context(self.attention(self.thirtysecond(sixteenth)))
+        features = self.lateral16(sixteenth) + resize_like(context, sixteenth)
+        return quarter, self.lateral8(eighth), features
+
+    def clip(
+        self, frames: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        state = self.first_state(frames) if state is None else state
+        batch, time = frames.shape[:2]
+        quarter, eighth, features = self.encode(self.normalized(frames))
+        coarse, fine = self._unfold(state, eighth)
+        if self.gru:
+            features, coarse = remember(self.gru, features, coarse, time)
+        eighth = self.decode8(torch.cat([resize_like(features, eighth), eighth], 1))
+        if self.fine_gru:
+            eighth, fine = remember(self.fine_gru, eighth, fine, time)
+        quarter = torch.cat([resize_like(eighth, quarter), self.lateral4(quarter)], 1)
+        decoded = self.decode4(quarter)
+
+        def by_frame(maps: Tensor) -> Tensor:
+            return maps.unflatten(0, (batch, time))
+
+        auxiliary = {"classes": by_frame(self.auxiliary(eighth))}
+        if self.boundary_head:
+            edges = functional.pixel_shuffle(self.boundary_head(decoded), 2)
+            auxiliary["boundary"] = by_frame(edges)
+        logits = by_frame(smoothed(functional.pixel_shuffle(self.head(decoded), 2)))
+        return logits, self._fold(coarse, fine), auxiliary
+
+    def _unfold(self, state: Tensor, eighth: Tensor) -> tuple[Tensor, Tensor]:
+        """The states at 1/16 and at 1/8, the latter of the size of `eighth`, from the one tensor."""
+        if not self.recurrent:
+            return state, state
+        coarse, folded = state.split([self.memory, 4 * self.fine_memory], 1)
+        fine = functional.pixel_shuffle(folded, 2)[:, :, : eighth.shape[-2], : eighth.shape[-1]]
+        return coarse, fine
+
+    def _fold(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        if not self.recurrent:
+            return coarse
+        odd = [0, fine.shape[-1] % 2, 0, fine.shape[-2] % 2]
+        return torch.cat([coarse, functional.pixel_unshuffle(functional.pad(fine, odd), 2)], 1)
+
+
+def smoothed(logits: Tensor) -> Tensor:
+    """[M, K, h, w] filtered by 1 2 1 each way.
+
+    The four phases of a pixel shuffle are learnt apart and differ by a little, which dots every edge
+    (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016). This filter is zero at just that period.
+    """
+    kernel = logits.new_tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
+    padded = functional.pad(logits, (1, 1, 1, 1), mode="replicate")
+    classes = logits.shape[1]
+    return functional.conv2d(padded, kernel.expand(classes, 1, 3, 3), groups=classes)
+
+
+def _stage(inputs: int, outputs: int, blocks: int, stride: int = 2) -> nn.Sequential:
+    rest = [ShortTermDense(outputs, outputs) for _ in range(blocks - 1)]
+    return nn.Sequential(ShortTermDense(inputs, outputs, stride), *rest)

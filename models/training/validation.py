@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.evaluation.metrics import ConfusionMatrix, MaskCounts
+from models.evaluation.scorers import unpack_masks
 from models.networks.recurrent import Network
-from models.training.augment import IGNORE
+from models.step import label_map
 from models.training.data import UNLABELLED_MASK, Clip
 from models.training.place import Place
 
@@ -26,7 +27,7 @@ def score_clips(
     """Predictions of a network over clips against their labels, or their masks for a sigmoid head.
 
     Args:
-        watch: called with clip number, clip, frame and prediction: class ids uint8 [H, W], `IGNORE` where
+        watch: called with clip number, clip, frame and prediction: class ids uint8 [H, W], 255 where
             no class is probable enough.
     """
     network.eval()
@@ -44,15 +45,15 @@ def score_clips(
                 logits.float(), pixels.shape[-2:], mode="bilinear", align_corners=False
             )
             height, width = clip.labels.shape[1:]
-            logits = logits[0, :, :height, :width]
+            logits = logits[:, :, :height, :width]
             if isinstance(score, MaskCounts):
                 masks = clip.bits()[frame]
-                bits = masks[None] >> np.arange(network.classes, dtype=np.uint16)[:, None, None] & 1
-                predicted = (logits > 0).cpu().numpy()
-                score.add(bits.astype(bool), predicted, masks != UNLABELLED_MASK)
-            else:
-                score.add(clip.labels[frame], logits.argmax(0).cpu().numpy())
-            watch(number, clip, frame, label_map(logits, network.multi_label))
+                predicted = (logits[0] > 0).cpu().numpy()
+                score.add(unpack_masks(masks, network.classes), predicted, masks != UNLABELLED_MASK)
+            labels = label_map(logits, network.multi_label)[0].to(torch.uint8).cpu().numpy()
+            if isinstance(score, ConfusionMatrix):
+                score.add(clip.labels[frame], labels)
+            watch(number, clip, frame, labels)
     return score
 
 
@@ -68,11 +69,3 @@ def _padded(pixels: Tensor) -> Tensor:
     """With sides that are multiples of 8, extended at the right and the bottom."""
     missing = [0, -pixels.shape[-1] % 8, 0, -pixels.shape[-2] % 8]
     return functional.pad(pixels, missing, mode="replicate") if any(missing) else pixels
-
-
-def label_map(logits: Tensor, multi_label: bool) -> np.ndarray:
-    """uint8 [H, W]: the most probable class of logits [K, H, W]; of masks only where it is at least 1/2."""
-    highest, labels = logits.max(0)
-    if multi_label:
-        labels = torch.where(highest >= 0, labels, IGNORE)
-    return np.asarray(labels.to(torch.uint8).cpu().numpy())

@@ -163,6 +163,11 @@ class Phase(_Strict):
     steps: int = Field(gt=0, description="optimiser steps")
     batch: int = Field(gt=0, description="clips a step, over all processes")
     frames: int = Field(gt=0, description="frames a clip; the gradient flows through all of them")
+    burn_in: int = Field(
+        0, ge=0,
+        description="frames before those of the clip that, in every other step, only fill the memory: no"
+        " loss, no gradient (burn-in, Kapturowski et al., ICLR 2019)",
+    )  # fmt: skip
     crop_hw: tuple[int, int] = Field(description="height and width of the crops, pixels")
     scale_range: tuple[float, float] = Field(description="smallest and largest zoom")
     peak_rate: float = Field(gt=0, description="learning rate after warm-up")

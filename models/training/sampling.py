@@ -65,6 +65,10 @@ class Batch(NamedTuple):
         """Copies on a device; those of pinned memory are made while the device works."""
         return self.each(lambda part: part.to(device, non_blocking=True))
 
+    def after(self, frames: int) -> Batch:
+        """The same clips without their first frames; motion and flow lead from one frame to the next."""
+        return self.each(lambda part: part[:, frames:])
+
     def frames(self) -> Tensor:
         """float [N, T, C, h, w], 0-255: RGB, and further planes after it."""
         frames = self.rgb.movedim(-1, 2).float()

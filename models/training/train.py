@@ -50,8 +50,10 @@ class _ClipPass(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, frames: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, _, auxiliary = self.network.clip(frames)
+    def forward(
+        self, frames: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, _, auxiliary = self.network.clip(frames, state)
         return logits, auxiliary
 
 
@@ -154,7 +156,7 @@ class Trainer:
         steps, start = range(self.step, first + phase.steps), time.monotonic()
         own = phase.batch // self.place.processes
         batches = ahead(
-            lambda step: sampler.batch(step, own, phase.frames), steps,
+            lambda step: sampler.batch(step, own, phase.burn_in + phase.frames), steps,
             workers=self.config.workers, pin=self.place.on_gpu,
         )  # fmt: skip
         means, steps_in_all = Means(), self.config.total_steps
@@ -162,7 +164,7 @@ class Trainer:
             for _ in steps:
                 started = time.monotonic()
                 rate = learning_rate(phase, self.step - first)
-                means.add(self._update(next(batches), objective, rate))
+                means.add(self._update(next(batches), objective, rate, phase.burn_in))
                 self.step += 1
                 self.seconds += time.monotonic() - started
                 self.tick(self.step, steps_in_all)
@@ -190,9 +192,12 @@ class Trainer:
         losses: Losses = self.config.losses_of(phase)
         return Objective(losses, self.weights, self.network.multi_label)
 
-    def _update(self, batch: Batch, objective: Objective, rate: float) -> dict[str, float]:
+    def _update(
+        self, batch: Batch, objective: Objective, rate: float, burn_in: int = 0
+    ) -> dict[str, float]:
         """One optimiser step; returns the loss and its terms, means over all processes."""
         batch = batch.to(self.place.device)
+        before, batch = batch.frames()[:, :burn_in], batch.after(burn_in)
         frames = batch.frames()
         # Dropout too depends on the step alone.
         torch.manual_seed(
@@ -203,7 +208,9 @@ class Trainer:
             group["lr"] = rate
         with self.place.autocast(self.config.precision):
             taught = self._teach(frames) if objective.losses.distillation else None
-            logits, auxiliary = self.clip_pass(frames)
+            # A stream's first frames must be right too: every other step starts without memory.
+            state = self._remembered(before) if burn_in and self.step % 2 else None
+            logits, auxiliary = self.clip_pass(frames, state)
         terms = objective.terms(logits, auxiliary, batch, taught)
         loss = total(terms)
         self.optimizer.zero_grad(set_to_none=True)
@@ -216,6 +223,11 @@ class Trainer:
         self.scaler.update()
         follow(self.average, self.network, self.config.ema, self.step)
         return dict(zip(["loss", *terms], values, strict=True))
+
+    @torch.no_grad()
+    def _remembered(self, frames: Tensor) -> Tensor:
+        """The state after these frames."""
+        return self.network.clip(frames)[1]
 
     @torch.no_grad()
     def _teach(self, frames: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from models.spec import SpecError
 NO_CLASS = 255
 
 
-class StreamStep(nn.Module):
-    """One frame of N streams.
+class FrameStep(nn.Module):
+    """One frame of N streams, in RGB: for engines that convert colours themselves.
 
     Raises SpecError for a network that wants more planes than video has.
     """
@@ -30,14 +30,37 @@ class StreamStep(nn.Module):
                 " whose in_channels is 3"
             )
         self.network = network
+
+    def forward(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            frames: float [N, 3, h, w], RGB, 0-255.
+            state: float [N, C, hs, ws], zeros for a stream that starts.
+
+        Returns:
+            labels int32 [N, h, w] (TensorRT has no uint8 output: narrow it outside), as `label_map`
+            gives them, and the next state.
+        """
+        logits, state = self.network(frames, state)
+        logits = functional.interpolate(
+            logits, frames.shape[-2:], mode="bilinear", align_corners=False
+        )
+        return label_map(logits, self.network.multi_label), state
+
+
+class StreamStep(FrameStep):
+    """One frame of N streams, as the decoder gives it. Raises as `FrameStep`."""
+
+    matrix: Tensor
+    offset: Tensor
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
         # BT.601 limited range (ITU-R BT.601-7): R'G'B' 0-255 from Y'CbCr.
         matrix = [[1.164384, 0.0, 1.596027], [1.164384, -0.391762, -0.812968],
                   [1.164384, 2.017232, 0.0]]  # fmt: skip
         self.register_buffer("matrix", torch.tensor(matrix).view(3, 3, 1, 1))
         self.register_buffer("offset", torch.tensor([16.0, 128.0, 128.0]).view(1, 3, 1, 1))
-
-    matrix: Tensor
-    offset: Tensor
 
     def to_rgb(self, planes: Tensor) -> Tensor:
         """uint8 I420 [N, h * 3 // 2, w] -> float RGB [N, 3, h, w], 0-255."""
@@ -52,21 +75,8 @@ class StreamStep(nn.Module):
         return functional.conv2d(yuv, self.matrix).clamp(0, 255)
 
     def forward(self, planes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Args:
-            planes: uint8 [N, h * 3 // 2, w], planar YUV 4:2:0, BT.601 limited range.
-            state: float [N, C, hs, ws], zeros for a stream that starts.
-
-        Returns:
-            labels int32 [N, h, w] (TensorRT has no uint8 output: narrow it outside), as `label_map`
-            gives them, and the next state.
-        """
-        frames = self.to_rgb(planes)
-        logits, state = self.network(frames, state)
-        logits = functional.interpolate(
-            logits, frames.shape[-2:], mode="bilinear", align_corners=False
-        )
-        return label_map(logits, self.network.multi_label), state
+        """planes: uint8 [N, h * 3 // 2, w], planar YUV 4:2:0, BT.601 limited range; the rest as in RGB."""
+        return super().forward(self.to_rgb(planes), state)
 
 
 def label_map(logits: Tensor, multi_label: bool) -> Tensor:

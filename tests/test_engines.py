@@ -141,7 +141,8 @@ def test_a_converted_network_serves_every_size(files: ModelFiles, tmp_path: Path
             expected, after = torch_step(torch.from_numpy(planes[0]), state)
         labels = found.step(planes, [0], [True])[0]
         assert (labels == expected.numpy()).mean() > 0.999
-        np.testing.assert_allclose(found.read_state(0), after[0].numpy(), atol=1e-4)
+        # OpenVINO's colour matrix has three decimals.
+        np.testing.assert_allclose(found.read_state(0), after[0].numpy(), atol=1e-3)
 
 
 @pytest.fixture(scope="module")

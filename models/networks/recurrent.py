@@ -91,8 +91,9 @@ class Network(nn.Module, ABC):
         """The layers that read what the memory gives: the channels before them are the memory's too."""
 
     def normalized(self, frames: Tensor) -> Tensor:
-        """frames [N, T, C, H, W], 0-255 -> [N T, C, H, W], about zero."""
-        return (frames.flatten(0, 1) - self.mean) / self.std
+        """frames [N, T, C, H, W], 0-255 -> [N T, C, H, W], about zero, in the weights' precision."""
+        values = (frames.flatten(0, 1) - self.mean) / self.std
+        return values.to(next(self.parameters()).dtype)
 
     def first_state(self, frames: Tensor) -> Tensor:
         """Zeros for the streams of frames [N, T, C, H, W]."""

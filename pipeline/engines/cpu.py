@@ -88,7 +88,7 @@ class OpenVinoEngine:
             if fresh:
                 state[:] = 0
             for time in range(frames.shape[1]):
-                frame = frames[row, time : time + 1]
+                frame = frames[row, time : time + 1, ..., None]
                 found = self._request.infer([frame, state], share_inputs=True, share_outputs=True)
                 labels[row, time] = found[0][0]
                 state[:] = found[1]  # the output's memory is written again by the next call

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.labels import NO_CLASS
 from models.networks.recurrent import Network
 from models.spec import SpecError
-
-NO_CLASS = 255
 
 
 class FrameStep(nn.Module):
@@ -56,9 +55,9 @@ class StreamStep(FrameStep):
 
     def __init__(self, network: Network) -> None:
         super().__init__(network)
-        # BT.601 limited range (ITU-R BT.601-7): R'G'B' 0-255 from Y'CbCr.
-        matrix = [[1.164384, 0.0, 1.596027], [1.164384, -0.391762, -0.812968],
-                  [1.164384, 2.017232, 0.0]]  # fmt: skip
+        # BT.601 limited range (ITU-R BT.601-7): R'G'B' 0-255 from Y'CbCr. To three decimals, as OpenVINO has
+        # it: engines must not differ for the fourth one.
+        matrix = [[1.164, 0.0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0.0]]
         self.register_buffer("matrix", torch.tensor(matrix).view(3, 3, 1, 1))
         self.register_buffer("offset", torch.tensor([16.0, 128.0, 128.0]).view(1, 3, 1, 1))
 

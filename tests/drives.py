@@ -67,8 +67,9 @@ def phase(**changes: Any) -> dict[str, Any]:
 def raw_config(folder: Path, **changes: Any) -> dict[str, Any]:
     """A training of seconds on `folder`, as its YAML file would hold it."""
     return {
-        "model": "tiny", "options": TINY_ROADNET, "classes": CLASSES, "train_on": [str(folder)],
-        "threads": 1, "device": "cpu", "precision": "fp32", "tensorboard": False,
+        "model": "tiny", "options": TINY_ROADNET, "classes": CLASSES, "short_side": 64,
+        "train_on": [str(folder)],
+        "threads": 1, "device": "cpu", "precision": "f32", "tensorboard": False,
         "checkpoint_every": 3, "validate_every": 100, "log_every": 2, "sampling": {"rare": ["car"]},
         "phases": [phase()], **changes,
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -18,14 +20,18 @@ import torch
 from typer.testing import CliRunner
 
 from models.errors import DataError
-from models.evaluation.consistency import Motion, Steadiness
+from models.evaluation.consistency import Steadiness
+from models.evaluation.eval_command import frame_progress
 from models.evaluation.evaluate import EvalConfig, evaluate, walk
 from models.evaluation.metrics import BoundaryF1, ConfusionMatrix, MaskCounts, ProbabilityError
 from models.evaluation.plots import Series, line_chart, ticks
-from models.evaluation.predictor import Prediction, Predictor
 from models.evaluation.robustness import BURSTS, CORRUPTIONS, STRENGTHS, BurstPlan, corrupt, hide
-from models.evaluation.scorers import Scorer, WorstFrame, WorstFrames, pack_masks, unpack_masks
-from models.evaluation.streams import LabelledFrame, cut_into_streams, open_data_set
+from models.evaluation.scorers import Scorer, WorstFrame, WorstFrames
+from models.evaluation.streams import open_data_set
+from models.footage import LabelledFrame, NameFilter, cut_into_streams
+from models.labels import pack_masks, unpack_masks
+from models.motion import Motion
+from models.predictor import Prediction, Predictor
 from models.registry import build, load, save
 from models.spec import Spec
 from pipeline.cli import app
@@ -347,6 +353,24 @@ def test_a_burst_hides_a_good_part_of_a_frame(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]),
+        (1, [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (5, 6)]),
+        (2, [(0, 3), (3, 4), (4, 5), (5, 6)]),
+        (30, [(0, 1), (1, 2), (2, 4), (4, 5), (5, 6)]),
+    ],
+)
+def test_a_step_says_which_names_follow_each_other(
+    step: int, expected: list[tuple[int, int]]
+) -> None:
+    names = ["a1", "a3", "a5", "a35", "b37", "c"]
+    parts = cut_into_streams(names, step)
+    assert [(part.start, part.stop) for part in parts] == expected
+    assert cut_into_streams([], step) == []
+
+
+@pytest.mark.parametrize(
     ("names", "expected"),
     [
         (["a1", "a3", "a5"], [(0, 3)]),
@@ -401,7 +425,7 @@ def test_rendered_clips_are_streams(tmp_path: Path) -> None:
         ("one", 0, True), ("one", 1, False), ("one", 2, False), ("one", 3, False),
         ("one", 4, False), ("two", 0, True), ("two", 1, False), ("two", 2, False),
     ]  # fmt: skip
-    np.testing.assert_array_equal(steps[3].frame.truth, scene(3)[1])
+    np.testing.assert_array_equal(steps[3].frame.labels, scene(3)[1])
     assert np.abs(steps[3].frame.rgb.astype(int) - scene(3)[0]).mean() < 12  # lossy
     write_clip(tmp_path, "three", 4, labelled=3)
     with pytest.raises(DataError, match=r"three\.mp4 has 4 frames, three_labels\.mkv 3"):
@@ -570,7 +594,7 @@ def test_masks_of_a_sigmoid_network(tmp_path: Path) -> None:
     for path in (folder / "labels").glob("*.png"):
         path.unlink()
     (folder / "labels").rmdir()
-    with pytest.raises(DataError, match="lacks labels/, one class a pixel"):
+    with pytest.raises(DataError, match="needs labels/, one class a pixel"):
         evaluate(EvalConfig(write_model(tmp_path / "softmax"), folder))
 
 
@@ -586,7 +610,7 @@ def test_further_channels_come_from_planes(tmp_path: Path) -> None:
             cv2.imwrite(str(folder / "planes" / path.name), np.full(SIZE_HW, depth, np.uint8))
         scores.append(evaluate(EvalConfig(model, folder))[0].modes["carried"].quality)
     assert scores[0] != scores[1]
-    with pytest.raises(DataError, match="wants 4 channels"):
+    with pytest.raises(DataError, match="the network wants 4"):
         evaluate(EvalConfig(model, write_clip(tmp_path / "clips", "one", 2)))
 
 
@@ -673,9 +697,70 @@ def test_single_stills_are_measured_but_not_for_steadiness(model: str, tmp_path:
     assert "TC" not in result.output
 
 
+def test_what_was_taken_for_a_stream_is_said_and_can_be_chosen(model: str, tmp_path: Path) -> None:
+    """A drive's pictures a second apart, and a stretch of it at 15 frames a second."""
+    folder = write_stills(tmp_path, range(0, 90, 30), "drive_")
+    write_stills(tmp_path, range(100, 108, 2), "other_")
+
+    def figures(*options: str) -> dict[str, Any]:
+        result = CliRunner().invoke(app, ["eval", model, str(folder), "--json", "-", *options])
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    guessed = figures()
+    assert guessed["streams"] == 2
+    assert guessed["modes"]["carried"]["steadiness"]["pairs"] == 5
+    taken = "4 pictures numbered 2 apart (1 stream), 3 pictures numbered 30 apart (1 stream)"
+    assert sum(taken in note for note in guessed["notes"]) == 1
+    told = figures("--sequence-step", "2")
+    assert (told["streams"], told["settings"]["sequence_step"]) == (4, 2)
+    assert told["modes"]["carried"]["steadiness"]["pairs"] == 3
+    assert not any("numbered" in note for note in told["notes"])
+    single = figures("--sequence-step", "0")
+    assert (single["streams"], single["modes"]["carried"]["steadiness"]) == (7, None)
+    # Without memory from frame to frame it is another network.
+    assert single["modes"]["carried"]["quality"] != guessed["modes"]["carried"]["quality"]
+    some = figures("--include", "^other", "--exclude", "4$", "--sequence-step", "2")
+    points = some["modes"]["carried"]["over_time"]
+    assert [point["frame"] for point in points] == ["other_0100", "other_0102", "other_0106"]
+    assert some["streams"] == 2
+    assert (some["settings"]["include"], some["settings"]["exclude"]) == ("^other", "4$")
+    assert "numbers that rise by 7" in complaint(
+        model, str(folder), "--steadiness", "--sequence-step", "7"
+    )
+    assert "sequence_step 0 makes each picture a stream" in complaint(
+        model, str(folder), "--compare-reset", "--sequence-step", "0"
+    )
+
+
+def test_names_choose_clips_too(tmp_path: Path) -> None:
+    write_clip(tmp_path, "one", 2)
+    data = open_data_set(write_clip(tmp_path, "two", 2), TINY, NameFilter(exclude="w"))
+    assert [stream.name for stream in data.streams] == ["one"]
+
+
+def test_a_bar_on_a_terminal_lines_elsewhere_and_silence_on_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("models.evaluation.eval_command.LINE_EVERY_SECONDS", 0.0)
+    for stream, quiet, expected in (
+        (Screen(), False, r"bursts .*7/9 frames"), (Screen(), True, r"^$"),
+        (io.StringIO(), False, r"^bursts: 7/9 frames\n$"), (io.StringIO(), True, r"^$"),
+    ):  # fmt: skip
+        with frame_progress(stream, quiet) as progress:
+            progress("bursts", 7, 9)
+        assert re.search(expected, stream.getvalue())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--include", "("], r"'\(' is no regular expression"),
+        (["--exclude", "a"], r"no name in .* passes include None, exclude 'a'"),
         (["--steadiness"], "steadiness needs consecutive frames"),
         (["--compare-reset"], "comparing carried with reset state needs consecutive frames"),
         (["--bursts"], "bursts need a stream of over 10 frames, the longest in .* has 1"),

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.training.augment import IGNORE
+from models.labels import NO_CLASS, UNLABELLED_MASK
 from models.training.config import Losses
-from models.training.data import UNLABELLED_MASK
 from models.training.losses import (
     Truth,
     boundaries,
@@ -47,7 +46,7 @@ def sure_of(truth: Truth) -> Tensor:
 def random_truth(multi_label: bool, size: int = 16) -> Truth:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 8 if multi_label else 3, (2, size, size), generator=generator)
-    ids[:, size // 2 :] = UNLABELLED_MASK if multi_label else IGNORE
+    ids[:, size // 2 :] = UNLABELLED_MASK if multi_label else NO_CLASS
     return Truth(ids.int() if multi_label else ids, 3, multi_label)
 
 
@@ -69,13 +68,13 @@ def test_losses_ignore_what_is_unlabelled(loss, multi_label) -> None:  # type: i
     torch.testing.assert_close(loss(changed, truth), loss(logits, truth))
     assert loss(logits, truth) > loss(sure_of(truth), truth)
     nothing = Truth(
-        torch.full_like(truth.ids, UNLABELLED_MASK if multi_label else IGNORE), 3, multi_label
+        torch.full_like(truth.ids, UNLABELLED_MASK if multi_label else NO_CLASS), 3, multi_label
     )
     assert loss(logits, nothing).item() == 0
 
 
 def test_lovasz_is_zero_when_right_one_when_wrong() -> None:
-    truth = labels_of([0, 1], [1, IGNORE])
+    truth = labels_of([0, 1], [1, NO_CLASS])
     right = sure_of(truth)
     assert lovasz_loss(right, truth).item() == pytest.approx(0, abs=1e-5)
     assert lovasz_loss(right.roll(1, 1), truth).item() == pytest.approx(1, abs=1e-5)
@@ -143,7 +142,7 @@ def test_coarse_logits_meet_the_middle_of_their_cell() -> None:
 
 
 def test_boundaries_lie_on_both_sides_and_never_beside_the_unlabelled() -> None:
-    edges, known = boundaries(labels_of([0, 0, 0, 1, 1, 1, 1, IGNORE]))
+    edges, known = boundaries(labels_of([0, 0, 0, 1, 1, 1, 1, NO_CLASS]))
     assert edges.int().tolist() == [[[0, 0, 1, 1, 0, 0, 0, 0]]]
     assert known.int().tolist() == [[[1, 1, 1, 1, 1, 1, 0, 0]]]
 
@@ -157,7 +156,7 @@ def test_boundary_loss_balances_and_rewards_the_truth() -> None:
         boundary_loss(torch.full_like(edges, value), truth) for value in (-4.0, 4.0)
     )
     assert none.item() == pytest.approx(everywhere.item(), rel=1e-4)
-    unknown = Truth(torch.full_like(truth.ids, IGNORE), 3, False)
+    unknown = Truth(torch.full_like(truth.ids, NO_CLASS), 3, False)
     assert boundary_loss(edges, unknown).item() == 0
 
 
@@ -183,12 +182,10 @@ def test_flow_steadiness_is_free_along_the_flow_and_blind_where_it_is_unknown(
     multi_label: bool,
 ) -> None:
     logits = moved_by(4)
-    at = (torch.arange(8) * 2 + 1) / 8 - 1
-    still = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)[None, None].clone()
-    along = still.clone()
-    along[..., 0] -= 4 * 2 / 16
-    unseen = along.clone()
-    unseen[along.abs().amax(-1) > 1] = torch.nan
+    still = torch.zeros(1, 1, 16, 16, 2)
+    unseen = still.clone()
+    unseen[..., 0] = -4 * 2 / 16
+    unseen[..., :4, :] = torch.nan
     assert flow_steadiness_loss(logits, unseen, multi_label).item() == pytest.approx(0, abs=1e-6)
     assert flow_steadiness_loss(logits, still, multi_label).item() > 0.05
     assert flow_steadiness_loss(logits, still * torch.nan, multi_label).item() == 0
@@ -196,6 +193,44 @@ def test_flow_steadiness_is_free_along_the_flow_and_blind_where_it_is_unknown(
     flow_steadiness_loss(logits, unseen, multi_label).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def ramp(x: Tensor, y: Tensor) -> Tensor:
+    """Logits of a probability that rises evenly, so that no interpolation is off."""
+    return (0.5 + 0.25 * x + 0.15 * y).logit()
+
+
+def middles(height: int, width: int) -> list[Tensor]:
+    """x and y [height, width] of the middles of the cells of a grid, from -1 to 1."""
+    y, x = ((2 * torch.arange(cells) + 1) / cells - 1 for cells in (height, width))
+    return list(torch.meshgrid(x, y, indexing="xy"))
+
+
+@pytest.mark.parametrize("size", [(16, 24), (15, 23)])
+def test_steadiness_compares_the_same_places_under_a_zoom(size: tuple[int, int]) -> None:
+    x, y = middles(*size)
+    logits = torch.stack([ramp(x, y), ramp(0.8 * x, 0.8 * y)])[None, :, None]
+    motion = torch.tensor([[[[0.8, 0, 0], [0, 0.8, 0]]]])
+    assert steadiness_loss(logits, motion, multi_label=True).item() < 1e-10
+
+
+def test_flow_steadiness_compares_the_same_places_under_a_zoom() -> None:
+    """Logits of a quarter of the picture's size, as the flow has."""
+    x, y = middles(16, 24)
+    logits = torch.stack([ramp(x, y), ramp(0.8 * x, 0.8 * y)])[None, :, None]
+    flow = -0.2 * torch.stack([x, y], -1)[None, None]
+    assert flow_steadiness_loss(logits, flow, multi_label=True).item() < 1e-10
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_flow_steadiness_is_free_for_logits_of_any_size_that_move_with_it(stride: int) -> None:
+    x, y = middles(64 // stride, 96 // stride)
+    logits = torch.stack([ramp(x, y), ramp(x - 0.07, y)])[None, :, None]
+    flow = torch.zeros(1, 1, 16, 24, 2)
+    flow[..., 0] = -0.07
+    flow[..., :2, :] = torch.nan  # came from outside
+    assert flow_steadiness_loss(logits, flow, multi_label=True).item() < 1e-10
+    assert flow_steadiness_loss(logits, flow * 0, multi_label=True).item() > 1e-4
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -17,10 +17,15 @@ import pytest
 import torch
 import yaml
 
+from models.errors import DataError
+from models.evaluation.evaluate import EvalConfig, evaluate
 from models.evaluation.metrics import ConfusionMatrix, MaskCounts
+from models.labels import UNLABELLED_MASK
 from models.registry import build, load, save
-from models.training.data import UNLABELLED_MASK, Clip, DataError
-from models.training.place import Place
+from models.spec import Spec
+from models.training.config import Source
+from models.training.data import Clip, TrainingData, read_source
+from models.training.sampling import Batch
 from models.training.train import Trainer, main
 from models.training.validation import score_clips
 from tests.drives import (
@@ -32,20 +37,9 @@ from tests.drives import (
     tiny_config,
     write_pictures,
     write_rendered,
-    write_teacher,
 )
 
 REPOSITORY = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("drive") / "train")
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 def weights_equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -120,14 +114,17 @@ def stop_at(trainer: Trainer, step: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"optimizer": "sgd"}, {"optimizer": "adam", "precision": "bf16", "network": "UNet",
-                                      "options": {"width": 8}, "ema": 0.5}]
+    ("burn_in", "how"),
+    [(0, {}), (1, {"optimizer": "sgd"}),
+     (0, {"optimizer": "adam", "precision": "bf16", "network": "UNet", "options": {"width": 8},
+          "ema": 0.5})],
 )  # fmt: skip
 def test_an_interrupted_training_ends_as_an_undisturbed_one(
-    pictures: Path, tmp_path: Path, how: dict[str, Any]
+    pictures: Path, tmp_path: Path, burn_in: int, how: dict[str, Any]
 ) -> None:
-    phases = [phase(steps=4), phase(steps=4, frames=2, losses={"lovasz": 0.5})]
-    config = tiny_config(pictures, phases=phases, **how)
+    phases = [phase(steps=4), phase(steps=4, frames=2, losses={"lovasz": 0.5}, burn_in=burn_in)]
+    data = [{"folder": str(pictures), "sequence_step": 1 if burn_in else 0}]
+    config = tiny_config(pictures, phases=phases, train_on=data, **how)
     whole = Trainer(config, tmp_path / "whole", quiet)
     whole.run()
     # Stopped in the second phase, a step after the last checkpoint.
@@ -312,30 +309,167 @@ def test_validation_carries_the_state_in_a_clip_and_starts_anew_in_the_next() ->
     class Counting(torch.nn.Module):
         """Says the class that its state counts."""
 
-        classes, multi_label = 3, False
+        classes, multi_label, mean = 3, False, torch.zeros(1)
 
         def state_shape(self, size_hw: tuple[int, int]) -> tuple[int, int, int]:
-            assert size_hw == (16, 24)  # padded
+            assert size_hw == (32, 64)  # the model's size for such a frame
             return 1, 1, 1
 
         def forward(
             self, frames: torch.Tensor, state: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor]:
             here = torch.nn.functional.one_hot(state[:, 0].long(), 3).movedim(-1, 1).float()
-            return here.expand(1, 3, 8, 12), state + 1
+            return here.expand(1, 3, 16, 32), state + 1
 
     labels = np.arange(3, dtype=np.uint8)[:, None, None].repeat(10, 1).repeat(20, 2)
     clip = Clip("x", np.zeros((3, 10, 20, 3), np.uint8), labels)
-    place = Place.choose("cpu", 1)
+    spec = Spec("x", classes=("a", "b", "c"), palette_rgb=((0, 0, 0),) * 3, short_side=32)
     seen: list[int] = []
     score = score_clips(
-        Counting(), [clip, clip], place, "fp32", lambda n, c, f, p: seen.append(p[0, 0])
-    )  # type: ignore[arg-type]
+        Counting(),
+        spec,
+        [clip, clip],
+        "f32",
+        lambda n, c, f, p: seen.append(p[0, 0]),  # type: ignore[arg-type]
+    )
     assert score.mean_iou() == 1
     assert seen == [0, 1, 2, 0, 1, 2]
 
 
-def test_two_processes_train_one_network(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_validation_scores_as_the_evaluation_does(tmp_path: Path, head: str) -> None:
+    """On pictures whose size is not the model's."""
+    folder = write_pictures(tmp_path / "data")
+    if head == "sigmoid":
+        (folder / "masks").mkdir()
+        for path in (folder / "labels").glob("*.png"):
+            labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            masks = np.where(labels == 3, UNLABELLED_MASK, 1 << labels.astype(np.uint16))
+            cv2.imwrite(str(folder / "masks" / path.name), masks.astype(np.uint16))
+    config = tiny_config(folder, head=head, short_side=40)
+    spec = config.spec()
+    torch.manual_seed(2)
+    save(tmp_path / "model", build(spec), spec)
+    network, _ = load(str(tmp_path / "model"))
+    source = Source(folder=folder, sequence_step=1)
+    clips = read_source(source, len(CLASSES), masks=head == "sigmoid")
+    score = score_clips(network, spec, clips, "f32")
+    evaluation, _ = evaluate(EvalConfig(str(tmp_path / "model"), folder, sequence_step=1))
+    assert 0 < score.mean_iou() == pytest.approx(evaluation.modes["carried"].quality.miou, abs=1e-6)
+
+
+def test_validating_on_what_is_trained_on_is_told_by_files_and_not_by_names(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """The same drive read as stills and as a clip; and another drive with the same names."""
+    other = write_pictures(tmp_path / "other")
+    rendered = write_rendered(tmp_path / "rendered")
+    elsewhere = write_rendered(tmp_path / "elsewhere")
+    for folder, told in (
+        (str(pictures), True), ({"folder": str(pictures), "sequence_step": 1}, True),
+        (str(other), False), (str(rendered), True), (str(elsewhere), False),
+    ):  # fmt: skip
+        config = tiny_config(
+            pictures, train_on=[str(pictures), str(rendered)], validate_on=[folder]
+        )
+        assert TrainingData.read(config).seen_twice() == told
+
+
+# Burn-in
+
+
+def burnt_in(pictures: Path, folder: Path, **changes: Any) -> Trainer:
+    """A training whose odd steps see two frames before the two that they learn from."""
+    phases = [phase(steps=6, frames=2, burn_in=2)]
+    data = [{"folder": str(pictures), "sequence_step": 1}]
+    return Trainer(tiny_config(pictures, train_on=data, phases=phases, **changes), folder, quiet)
+
+
+def test_after_a_burn_in_a_network_says_what_it_says_in_an_unbroken_pass(
+    pictures: Path, tmp_path: Path
+) -> None:
+    trainer = burnt_in(pictures, tmp_path)
+    network, (only,) = trainer.network.eval(), trainer.config.phases
+    batch = trainer._sampler(only).batch(1, 2, 4)
+    frames = batch.frames()
+    state = trainer._remembered(network, frames[:, :2])
+    assert not state.requires_grad
+    later = batch.after(2)
+    assert later.motions.shape[1] == 1
+    torch.testing.assert_close(later.motions, batch.motions[:, 2:], equal_nan=True)
+    with torch.inference_mode():
+        whole, last, _ = network.clip(frames)
+        rest, ended, _ = network.clip(later.frames(), state)
+        without, *_ = network.clip(later.frames())
+    torch.testing.assert_close(rest, whole[:, 2:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ended, last, atol=1e-4, rtol=1e-4)
+    assert (without - rest).abs().max() > 1e-3  # else there would be nothing to remember
+
+
+def test_every_other_step_burns_in_and_learns_nothing_from_those_frames(
+    pictures: Path, tmp_path: Path
+) -> None:
+    """What is seen before changes the loss in odd steps alone; it has no labels there and no gradient."""
+    trainer = burnt_in(pictures, tmp_path)
+    (only,) = trainer.config.phases
+    objective = trainer._objective(only)
+    batch = trainer._sampler(only).batch(1, 2, 4)
+    other = batch._replace(rgb=batch.rgb.clone(), labels=batch.labels.clone())
+    other.rgb[:, :2] = 255 - other.rgb[:, :2]
+    relabelled = batch._replace(labels=batch.labels.clone())
+    relabelled.labels[:, :2] = 0
+    weights = {name: t.clone() for name, t in trainer.network.state_dict().items()}
+
+    def loss(of: Batch, step: int) -> float:
+        trainer.network.load_state_dict(weights)
+        trainer.step = step
+        return trainer._update(of, objective, 0.0, only.burn_in)["loss"]
+
+    assert loss(other, 0) == loss(batch, 0)
+    assert loss(other, 1) != loss(batch, 1)
+    assert loss(relabelled, 1) == loss(batch, 1) != loss(batch, 0)
+    trainer.step = 1
+    inside: list[bool] = []
+    for module in trainer.network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, i, output: inside.append(output.requires_grad))
+    trainer._update(batch, objective, 0.0, only.burn_in)
+    half = len(inside) // 2
+    assert not any(inside[:half])  # the frames before
+    assert all(inside[half:])
+
+
+def test_a_teacher_has_seen_what_its_student_has(
+    pictures: Path, teacher: str, tmp_path: Path
+) -> None:
+    trainer = burnt_in(pictures, tmp_path, teacher=teacher, losses={"distillation": 1.0})
+    (only,) = trainer.config.phases
+    batch = trainer._sampler(only).batch(1, 2, 4)
+    assert trainer.teacher is not None
+    with torch.inference_mode():
+        warm, cold = (
+            trainer.teacher.clip(part.frames())[0][:, -2:] for part in (batch, batch.after(2))
+        )
+    assert (warm - cold).abs().max() > 1e-4
+    objective = trainer._objective(only)
+    taught: list[torch.Tensor] = []
+    terms = type(objective).terms
+
+    def keep(*arguments: Any) -> dict[str, torch.Tensor]:
+        taught.append(arguments[-1])
+        return terms(objective, *arguments)
+
+    object.__setattr__(objective, "terms", keep)
+    for step, expected in ((0, cold), (1, warm)):
+        trainer.step = step
+        trainer._update(batch, objective, 0.0, only.burn_in)
+        torch.testing.assert_close(taught[-1], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("how", [{}, {"burn_in": 2, "losses": {"auxiliary": 0.0}}])
+def test_two_processes_train_one_network(
+    pictures: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
     """By torchrun on the CPU: gradients and weights equal in both, though each sees clips of its own."""
     script = tmp_path / "together.py"
     script.write_text(
@@ -353,12 +487,13 @@ def test_two_processes_train_one_network(pictures: Path, tmp_path: Path) -> None
         "trainer._update = keep\n"
         "trainer.resume()\n"
         "trainer.run()\n"
-        "gradients = [p.grad for p in trainer.network.parameters()]\n"
+        "gradients = [p.grad for p in trainer.network.parameters() if p.grad is not None]\n"
         "kept = {'weights': list(trainer.network.parameters()), 'gradients': gradients, 'seen': seen}\n"
         "torch.save(kept, out / f'rank{trainer.place.rank}.pt')\n"
     )
     path = tmp_path / "tiny.yaml"
-    config = raw_config(pictures, validate_on=[str(pictures)], phases=[phase(steps=3, frames=2)])
+    phases = [phase(steps=3, frames=2, **how)]
+    config = raw_config(pictures, validate_on=[str(pictures)], phases=phases)
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                str(script), str(path), str(tmp_path / "out")]  # fmt: skip
@@ -371,6 +506,8 @@ def test_two_processes_train_one_network(pictures: Path, tmp_path: Path) -> None
     one, other = (torch.load(tmp_path / "out" / f"rank{rank}.pt") for rank in (0, 1))
     for kind in ("weights", "gradients"):
         assert all(torch.equal(a, b) for a, b in zip(one[kind], other[kind], strict=True)), kind
+    everything = len(one["weights"]) == len(one["gradients"])
+    assert everything == (not how)  # the auxiliary head has no gradient without its loss
     assert [len(rgb) for rgb in one["seen"]] == [1, 1, 1]  # of a batch of 2
     assert not any(torch.equal(a, b) for a, b in zip(one["seen"], other["seen"], strict=True))
     assert load(str(tmp_path / "out" / "model"))[1].training["machine"]["processes"] == 2

@@ -11,9 +11,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
+from models.errors import DataError
+from models.labels import NO_CLASS, UNLABELLED_MASK, clean_ids, masks_of
+from models.motion import Motion
+from models.step import NO_CLASS as PREDICTED_AS_NOTHING
 from models.training.augment import (
-    IGNORE,
     Burst,
     Look,
     Window,
@@ -22,19 +26,7 @@ from models.training.augment import (
     warp_picture,
 )
 from models.training.config import Augment, Phase, Sampling, Source
-from models.training.data import (
-    UNLABELLED_MASK,
-    Clip,
-    DataError,
-    class_counts,
-    class_weights,
-    clean_ids,
-    join_sequences,
-    mask_bits,
-    read_rendered,
-    read_source,
-    read_stills,
-)
+from models.training.data import Clip, class_counts, class_weights, read_source
 from models.training.losses import flow_steadiness_loss, steadiness_loss
 from models.training.sampling import Batch, ClipSampler, Needs, ahead
 from models.training.weather import Glare, Rain, Weather
@@ -61,8 +53,12 @@ def sampler(
 def clip_of(frames: int) -> Clip:
     scenes = [scene(number) for number in range(frames)]
     rgb = np.stack([bgr[..., ::-1] for bgr, _ in scenes])
-    labels = np.stack([np.where(labels == 3, IGNORE, labels) for _, labels in scenes])
+    labels = np.stack([np.where(labels == 3, NO_CLASS, labels) for _, labels in scenes])
     return Clip("street", rgb, labels.astype(np.uint8))
+
+
+def read(folder: Path, classes: int, **options: Any) -> list[Clip]:
+    return read_source(Source(folder=folder), classes, **options)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -73,7 +69,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_the_batch_of_a_step_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
-    stills = read_stills(write_pictures(tmp_path / "camvid"), 3)
+    stills = read(write_pictures(tmp_path / "camvid"), 3)
     weather = {"rain": 0.5, "glare": 0.5, "jpeg": 0.5}
     one, other = sampler(stills, augment=weather), sampler(stills, augment=weather)
     one.batch(0, 3, 2)
@@ -119,29 +115,29 @@ def test_labels_move_with_the_picture() -> None:
     rgb = np.repeat(labels[..., None] * 20, 3, 2)
     for window in (Window((40, 30), 1.0, 0.0, False), Window((45, 25), 1.7, 12.0, True)):
         picture = warp_picture(rgb, window, (60, 80))
-        moved = warp_ids(labels, window, (60, 80), IGNORE)
-        inside = moved != IGNORE
+        moved = warp_ids(labels, window, (60, 80), NO_CLASS)
+        inside = moved != NO_CLASS
         agree = ((picture[..., 0] > 80) == (moved == 8))[inside].mean()
         assert agree > 0.98
         assert (moved == 8).any()
-    outside = warp_ids(labels, Window((0, 0), 1.0, 0.0, False), (60, 80), IGNORE)
-    assert (outside == IGNORE).mean() > 0.5
+    outside = warp_ids(labels, Window((0, 0), 1.0, 0.0, False), (60, 80), NO_CLASS)
+    assert (outside == NO_CLASS).mean() > 0.5
 
 
 def test_masks_and_planes_move_with_the_labels() -> None:
     plain = clip_of(1)
     planes = np.stack([plain.labels * 50, plain.labels * 20], -1).astype(np.float32)
-    planes[plain.labels == IGNORE] = 0
-    clip = Clip("x", plain.rgb, plain.labels, mask_bits(plain.labels), planes)
+    planes[plain.labels == NO_CLASS] = 0
+    clip = Clip("x", plain.rgb, plain.labels, masks_of(plain.labels), planes)
     batch = sampler([clip], needs=Needs(masks=True)).batch(3, 4, 2)
     assert batch.masks is not None
     assert batch.planes is not None
     assert batch.frames().shape == (4, 2, 5, 64, 64)
     expected = torch.where(
-        batch.labels == IGNORE, UNLABELLED_MASK, 1 << batch.labels.int().clamp(max=15)
+        batch.labels == NO_CLASS, UNLABELLED_MASK, 1 << batch.labels.int().clamp(max=15)
     )
     assert torch.equal(batch.masks, expected)
-    certain = (batch.planes[..., 0] == 100) & (batch.labels != IGNORE)
+    certain = (batch.planes[..., 0] == 100) & (batch.labels != NO_CLASS)
     assert certain.any()
     assert (batch.labels[certain] == 2).float().mean() > 0.98
     torch.testing.assert_close(batch.planes[..., 1], batch.planes[..., 0] * 0.4, atol=0.1, rtol=0)
@@ -194,6 +190,15 @@ def test_rain_falls_and_glare_blinds() -> None:
     assert lit[36, 80].min() > 200
     assert lit[110, 5].max() < 130
     assert (grey == 90).all()
+
+
+@pytest.mark.parametrize("slant", [-0.4, 0.4])
+def test_rain_falls_everywhere_in_long_clips_too(slant: float) -> None:
+    rain = Rain(density=400, length=0.05, slant=slant, strength=0.5, speed=0.5, seed=3)
+    black = np.zeros((120, 160, 3), np.uint8)
+    streaks = [rain.apply(black, frame)[..., 0] for frame in (0, 40, 400, 4000)]
+    wet = np.array([[part.std() for part in np.split(one, 4, 1)] for one in streaks])
+    np.testing.assert_allclose(wet, wet[0].mean(), rtol=0.25)  # in each quarter, always
 
 
 def test_jpeg_keeps_colours_and_loses_detail() -> None:
@@ -256,15 +261,36 @@ def test_flow_is_found_where_frames_really_move() -> None:
                    crop_hw=[96, 96]).batch(0, 1, 3).flow  # fmt: skip
     assert flow is not None
     assert flow.shape == (1, 2, 24, 24, 2)
-    at = (torch.arange(24) * 8 + 5) / 96 - 1  # the third pixel of each four
-    moved = (flow[..., 0] - at) * 48
+    moved = flow[..., 0] * 48
     known = ~moved.isnan()
     assert 0.6 < known.float().mean() < 1
-    assert moved[known].median() == pytest.approx(8, abs=0.5)
+    assert moved[known].median() == pytest.approx(8, abs=0.05)
+    for stride in (1, 2, 4):  # of the logits
+        field = torch.from_numpy(texture[..., 0]).float()[None, None] / 40
+        seen = [functional.avg_pool2d(field[..., 8 * at : 96 + 8 * at], stride) for at in range(3)]
+        logits = torch.stack([torch.cat([one, -one], 1) for one in seen], 1)
+        still = flow_steadiness_loss(logits, torch.zeros_like(flow))
+        assert flow_steadiness_loss(logits, flow) < 0.002 * still
     still = sampler([clip_of(1)], needs=Needs(flow=True)).batch(0, 1, 3).flow
     assert still is not None
     assert still.isnan().all()
     assert flow_steadiness_loss(torch.randn(1, 3, 2, 24, 24), still).item() == 0
+
+
+def test_flow_is_that_of_the_middles_of_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a zoom each place has a flow of its own: in proportion to its distance from the centre."""
+    y, x = (np.arange(64) + 0.5 - side / 2 for side in (64, 64))
+    back = -0.125 * np.stack(np.meshgrid(x, y), -1).astype(np.float32)
+    where = np.stack(np.mgrid[:64, :64])
+    zoom = Motion(back, where, np.ones((64, 64), bool))
+    monkeypatch.setattr(Motion, "between", lambda before, now: zoom)
+    clip = clip_of(2)
+    even = Clip("even", clip.rgb, np.ones_like(clip.labels))
+    flow = sampler([even], needs=Needs(flow=True), augment=STILL).batch(0, 1, 2).flow
+    assert flow is not None
+    middles = (2 * torch.arange(16) + 1) / 16 - 1
+    torch.testing.assert_close(flow[0, 0, 5, :, 0], -0.125 * middles)
+    torch.testing.assert_close(flow[0, 0, :, 5, 1], -0.125 * middles)
 
 
 def test_rare_classes_are_looked_for() -> None:
@@ -278,6 +304,44 @@ def test_rare_classes_are_looked_for() -> None:
 
     assert share(focus=0) < share(focus=1) < share(focus=1, rare_frames=0.9)
     assert share(focus=1, rare_frames=1) > 0.95
+
+
+def test_rare_classes_are_found_in_masks_under_other_classes() -> None:
+    """A car stands on the road: the lowest class that holds there is the road."""
+    plain = clip_of(1)
+    masks = np.where(plain.labels == 2, 0b110, masks_of(plain.labels)).astype(np.uint16)
+    labels = np.where(plain.labels == 2, 1, plain.labels)
+    bare = np.where(masks == 0b110, 0b010, masks).astype(np.uint16)
+    clips = [Clip("bare", plain.rgb, labels, bare)] * 3 + [Clip("car", plain.rgb, labels, masks)]
+    for sampling, least in (({"focus": 1, "rare_frames": 1}, 0.95), ({"focus": 0}, 0)):
+        one = sampler(clips, sampling=sampling, augment=STILL, needs=Needs(masks=True),
+                      crop_hw=[16, 16], scale_range=[1, 1])  # fmt: skip
+        made = one.batch(0, 60, 1).masks
+        assert made is not None
+        share = ((made == 0b110).flatten(1).any(1)).float().mean()
+        assert least <= share < (1.1 if least else 0.5)
+
+
+@pytest.mark.parametrize("burn_in", [0, 1])
+def test_rare_classes_are_looked_for_in_the_first_frame_that_is_trained_on(burn_in: int) -> None:
+    """A car jumps from side to side: where it is in another frame says nothing."""
+    clip = clip_of(4)
+    labels = np.ones_like(clip.labels)
+    for frame in range(4):
+        labels[frame, 28:44, 70 * (frame % 2) : 70 * (frame % 2) + 16] = 2
+    jumping = Clip("jumping", clip.rgb, labels)
+    once = np.where(np.arange(4)[:, None, None] == 2, labels, 1)
+    passing = Clip("passing", clip.rgb, once.astype(np.uint8))
+    size = {"crop_hw": [16, 16], "scale_range": [1, 1], "burn_in": burn_in}
+    for pictures, rendered, rare_frames in (
+        ([jumping], [], 0),
+        ([], [jumping], 0),
+        ([passing], [], 1),
+    ):
+        sampling = {"focus": 1, "rare_frames": rare_frames}
+        one = sampler(pictures, rendered, sampling=sampling, augment=STILL, **size)
+        batch = one.batch(0, 40, burn_in + 1).after(burn_in)
+        assert (batch.labels == 2).flatten(1).any(1).all()
 
 
 def test_every_frame_of_pictures_is_as_likely() -> None:
@@ -311,24 +375,33 @@ def test_names_choose_what_is_read(tmp_path: Path) -> None:
     assert names(sequence_step=1, exclude="02") == ["00-01", "03-04"]
     with pytest.raises(DataError, match=r"no name in .* passes include 'Z', exclude None"):
         names(include="Z")
-    with pytest.raises(DataError, match=r"neither images/ nor NAME\.mp4"):
+    with pytest.raises(DataError, match=r"neither images/.* nor NAME\.mp4"):
         read_source(Source(folder=tmp_path / "labels"), 3)
 
 
-def test_sequences_keep_their_frames_in_order() -> None:
-    clips = [Clip(f"A_{n:03d}", c.rgb, c.labels) for n, c in enumerate([clip_of(1)] * 3)]
-    other = Clip("B_003", clips[0].rgb, clips[0].labels)
-    joined = join_sequences([*clips, other], 1)
-    assert [(clip.name, len(clip.labels)) for clip in joined] == [("A_000-A_002", 3), ("B_003", 1)]
+def test_sequences_keep_their_frames_in_order_and_end_where_the_size_changes(
+    tmp_path: Path,
+) -> None:
+    folder = write_pictures(tmp_path, 4)
+    for kind in ("images", "labels"):
+        path = str(folder / kind / "03.png")
+        cv2.imwrite(path, cv2.imread(path, cv2.IMREAD_UNCHANGED)[:48])
+    joined, last = read_source(Source(folder=folder, sequence_step=1), 3)
+    assert (joined.name, last.name) == ("00-02", "03")
+    assert [path.name for path in joined.files] == ["00.png", "01.png", "02.png"]
+    assert [path.name for path in last.files] == ["03.png"]
+    for number in range(3):
+        np.testing.assert_array_equal(joined.rgb[number], scene(number)[0][..., ::-1])
+    assert last.labels.shape == (1, 48, 96)
 
 
 def test_rendered_clips_are_read_exactly(tmp_path: Path) -> None:
-    (clip,) = read_rendered(write_rendered(tmp_path / "rendered"), 3)
+    (clip,) = read(write_rendered(tmp_path / "rendered"), 3)
     assert clip.rgb.shape == (4, 64, 96, 3)
     for number in range(4):
         expected = scene(number)[1]
         np.testing.assert_array_equal(
-            clip.labels[number], np.where(expected == 3, IGNORE, expected)
+            clip.labels[number], np.where(expected == 3, NO_CLASS, expected)
         )
 
 
@@ -340,17 +413,17 @@ def test_masks_are_read_and_give_labels_where_there_are_none(tmp_path: Path) -> 
     for name in ("00", "01"):
         cv2.imwrite(str(folder / "masks" / f"{name}.png"), masks)
     (folder / "labels" / "01.png").unlink()
-    both, alone = read_stills(folder, 3)
-    assert (both.has_labels, alone.has_labels) == (True, False)
-    np.testing.assert_array_equal(alone.bits()[0], masks)
-    assert alone.labels[0, ::10, 0].tolist() == [0, 1, IGNORE, *[IGNORE] * 4]
+    both, alone = read(folder, 3, masks=True)
+    np.testing.assert_array_equal(both.labels[0, 1:], np.minimum(scene(0)[1], 2)[1:])
+    np.testing.assert_array_equal(alone.truth()[0], masks)
+    assert alone.labels[0, ::10, 0].tolist() == [0, 1, NO_CLASS, *[NO_CLASS] * 4]
     assert class_counts([alone], 3).tolist() == [960, 960, 960]
     cv2.imwrite(str(folder / "masks" / "00.png"), masks | 0b1000)
     with pytest.raises(DataError, match=r"00\.png: bits must be 0-2, one a class, got \[3\]"):
-        read_stills(folder, 3)
+        read(folder, 3, masks=True)
     cv2.imwrite(str(folder / "masks" / "00.png"), masks.astype(np.uint8))
     with pytest.raises(DataError, match="masks must be uint16"):
-        read_stills(folder, 3)
+        read(folder, 3, masks=True)
 
 
 def test_planes_are_read_on_the_scale_of_pixels(tmp_path: Path) -> None:
@@ -359,7 +432,7 @@ def test_planes_are_read_on_the_scale_of_pixels(tmp_path: Path) -> None:
     thermal = np.full((64, 96), 65535, np.uint16)
     cv2.imwrite(str(folder / "planes" / "00.png"), thermal)
     np.save(folder / "planes" / "01.npy", np.full((64, 96, 1), 12.5))
-    first, second = read_stills(folder, 3, in_channels=4)
+    first, second = read(folder, 3, in_channels=4)
     assert first.planes is not None
     assert second.planes is not None
     assert (first.planes.shape, first.planes.max()) == ((1, 64, 96, 1), 255)
@@ -367,13 +440,17 @@ def test_planes_are_read_on_the_scale_of_pixels(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"must be \[H, W, 2\] for in_channels 5, got \[64, 96, 1\]"
     ):
-        read_stills(folder, 3, in_channels=5)
+        read(folder, 3, in_channels=5)
     np.save(folder / "planes" / "01.npy", np.full((64, 96, 1), np.nan))
     with pytest.raises(DataError, match="values must be 0-255, got nan"):
-        read_stills(folder, 3, in_channels=4)
+        read(folder, 3, in_channels=4)
     np.save(folder / "planes" / "01.npy", np.zeros((32, 96, 1)))
-    with pytest.raises(DataError, match=r"01: planes are \[1, 32, 96\], pictures \[1, 64, 96\]"):
-        read_stills(folder, 3, in_channels=4)
+    with pytest.raises(DataError, match=r"01: planes are \[32, 96\], the picture \[64, 96\]"):
+        read(folder, 3, in_channels=4)
+
+
+def test_what_has_no_class_is_one_number_in_truth_and_predictions() -> None:
+    assert PREDICTED_AS_NOTHING == NO_CLASS
 
 
 def test_wrong_data_is_named(tmp_path: Path) -> None:
@@ -382,20 +459,20 @@ def test_wrong_data_is_named(tmp_path: Path) -> None:
     good = label.read_bytes()
     cv2.imwrite(str(label), np.full((64, 96), 17, np.uint8))
     with pytest.raises(DataError, match=r"01\.png: class ids must be 0-2.*got \[17\]"):
-        read_stills(folder, 3)
+        read(folder, 3)
     cv2.imwrite(str(label), np.zeros((32, 96), np.uint8))
-    with pytest.raises(DataError, match=r"01: labels are .1, 32, 96., pictures .1, 64, 96."):
-        read_stills(folder, 3)
+    with pytest.raises(DataError, match=r"01: labels are .32, 96., the picture .64, 96."):
+        read(folder, 3)
     cv2.imwrite(str(label), np.zeros((64, 96, 3), np.uint8))
     with pytest.raises(DataError, match=r"01\.png: labels must be grey.*got \[64, 96, 3\]"):
-        read_stills(folder, 3)
+        read(folder, 3)
     label.unlink()
-    with pytest.raises(DataError, match=r"01\.png is missing or cannot be read"):
-        read_stills(folder, 3)
+    with pytest.raises(DataError, match=r"01\.png is missing: a softmax head needs labels/"):
+        read(folder, 3)
     label.write_bytes(good)
-    assert len(read_stills(folder, 3)) == 4
-    with pytest.raises(DataError, match="holds no images"):
-        read_stills(tmp_path / "labels", 3)
+    assert len(read(folder, 3)) == 4
+    with pytest.raises(DataError, match="holds neither images/"):
+        read(tmp_path / "labels", 3)
     with pytest.raises(DataError, match=r"got \[12\]"):
         clean_ids(np.array([[12, 255, 11, 3]], np.uint8), 11, Path("x"))
 

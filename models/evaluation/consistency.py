@@ -1,73 +1,18 @@
 """Steadiness of predictions over consecutive frames: TC, VC and flicker.
 
-Motion is measured on the frames by DIS optical flow (Kroeger et al., ECCV 2016) in both directions. A pixel
-counts only if it is seen in both frames: it must come from inside the frame, and the flow there must lead
-back to where it started, |f + b|^2 <= 0.01 (|f|^2 + |b|^2) + 0.5 (Sundaram, Brox and Keutzer, ECCV 2010).
-Labels are warped by taking the nearest pixel.
+Motion is measured on the frames (`models.motion`); a pixel counts only if it is seen in both. Labels are
+warped by taking the nearest pixel.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import cv2
 import numpy as np
 
 from models.evaluation.metrics import mean_of_known
-from models.training.augment import IGNORE
-from models.training.data import UNLABELLED_MASK
+from models.labels import is_labelled
+from models.motion import Motion
 
 VC_LENGTHS = (8, 16)
-
-
-@dataclass(frozen=True)
-class Motion:
-    """Where each pixel of a frame was in the frame before.
-
-    Attributes:
-        source_yx: intp [2, H, W], row and column in the frame before, inside it.
-        seen: bool [H, W], whether that pixel really shows the same thing.
-    """
-
-    source_yx: np.ndarray
-    seen: np.ndarray
-
-    @classmethod
-    def from_flows(cls, back: np.ndarray, forth: np.ndarray) -> Motion:
-        """
-        Args:
-            back: float32 [H, W, 2], (x, y) from a pixel of this frame to its place in the frame before.
-            forth: float32 [H, W, 2], the same from the frame before to this one.
-        """
-        height, width = back.shape[:2]
-        rows, columns = np.mgrid[:height, :width].astype(np.float32)
-        x, y = columns + back[..., 0], rows + back[..., 1]
-        inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-        met = cv2.remap(forth, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        miss = np.square(back + met).sum(2)
-        length = np.square(back).sum(2) + np.square(met).sum(2)
-        source = np.stack([np.clip(np.rint(y), 0, height - 1), np.clip(np.rint(x), 0, width - 1)])
-        return cls(source.astype(np.intp), inside & (miss <= 0.01 * length + 0.5))
-
-    @classmethod
-    def between(cls, before: np.ndarray, now: np.ndarray) -> Motion:
-        """The motion from one frame to the next, both uint8 [H, W, 3] RGB."""
-        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in (before, now)]
-        flow = _optical_flow()
-        back = flow.calc(grey[1], grey[0], None)  # type: ignore[call-overload]
-        forth = flow.calc(grey[0], grey[1], None)  # type: ignore[call-overload]
-        return cls.from_flows(back, forth)
-
-    def bring(self, labels: np.ndarray) -> np.ndarray:
-        """Labels [H, W] of the frame before, as they would lie in this frame."""
-        return np.asarray(labels[self.source_yx[0], self.source_yx[1]])
-
-
-def _optical_flow() -> cv2.DISOpticalFlow:
-    """DIS by its best preset, and from there on down to full resolution."""
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flow.setFinestScale(0)
-    return flow
 
 
 class Steadiness:
@@ -117,7 +62,7 @@ class Steadiness:
         assert self._before is not None
         true_before, predicted_before = (motion.bring(labels) for labels in self._before)
         self._overlap(0, predicted_before, predicted, motion.seen)
-        labelled = motion.seen & self._labelled(truth) & self._labelled(true_before)
+        labelled = motion.seen & is_labelled(truth) & is_labelled(true_before)
         self._overlap(1, true_before, truth, labelled)
         stays = labelled & (truth == true_before)
         self._both_labelled += int(np.count_nonzero(labelled))
@@ -129,9 +74,6 @@ class Steadiness:
         common, union = overlaps(one[where], other[where], self.classes, self.multi_label)
         self._common[row] += common
         self._union[row] += union
-
-    def _labelled(self, truth: np.ndarray) -> np.ndarray:
-        return truth != (UNLABELLED_MASK if self.multi_label else IGNORE)
 
     def _add_windows(self, truth: np.ndarray, predicted: np.ndarray) -> None:
         """How long each pixel has not changed tells whether a window ending here is steady."""
@@ -145,7 +87,7 @@ class Steadiness:
                 for labels, old, runs in zip(now, self._before, self._runs, strict=True)
             )
             self._runs = (true_run, run)
-        labelled, right = self._labelled(truth), predicted == truth
+        labelled, right = is_labelled(truth), predicted == truth
         for length, windows in self._windows.items():
             still = labelled & (self._runs[0] >= length)
             total = int(np.count_nonzero(still))

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from models.errors import DataError
 from models.evaluation.evaluate import EvalConfig, Progress, evaluate
@@ -20,6 +18,7 @@ from models.evaluation.robustness import CORRUPTIONS
 from models.evaluation.scores import Evaluation
 from models.evaluation.tables import show
 from models.spec import find_model
+from models.terminal import Terminal
 
 LINE_EVERY_SECONDS = 5.0
 PLAIN_WIDTH = 130  # columns of a table that goes to a file
@@ -85,33 +84,24 @@ def _numbers(text: str) -> tuple[float, ...]:
 @contextmanager
 def frame_progress(stream: TextIO, quiet: bool) -> Iterator[Progress]:
     """A bar with the time left on a terminal, a line every few seconds elsewhere, nothing if quiet."""
-    if quiet:
-        yield lambda what, done, total: None
-    elif stream.isatty():
-        with _make_bar(stream) as bar:
-            task = bar.add_task("loading", total=None)
-            yield lambda what, done, total: bar.update(
-                task, description=what, completed=done, total=total
-            )
-    else:
-        yield _Lines(stream)
+    columns = ("{task.completed}/{task.total} frames",)
+    with Terminal(stream, columns=columns, bar=not quiet, transient=True) as terminal:
+        if quiet:
+            yield lambda what, done, total: None
+        elif terminal.has_bar:
+            terminal.tick(0, None, "loading")
+            yield lambda what, done, total: terminal.tick(done, total, what)
+        else:
+            yield _Lines(terminal)
 
 
 class _Lines:
     """Progress as plain lines."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream, self.shown = stream, time.monotonic()
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal, self.shown = terminal, time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if time.monotonic() - self.shown >= LINE_EVERY_SECONDS:
             self.shown = time.monotonic()
-            print(f"{what}: {done}/{total} frames", file=self.stream, flush=True)
-
-
-def _make_bar(stream: TextIO) -> Bar:
-    return Bar(
-        TextColumn("{task.description}"), BarColumn(),
-        TextColumn("{task.completed}/{task.total} frames"), TimeRemainingColumn(),
-        console=Console(file=stream), transient=True,
-    )  # fmt: skip
+            self.terminal.line(f"{what}: {done}/{total} frames")

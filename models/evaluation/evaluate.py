@@ -17,11 +17,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import nn
 
 from models.errors import DataError
-from models.evaluation.consistency import Motion
-from models.evaluation.predictor import Predictor
 from models.evaluation.robustness import (
     BURST_FRAMES,
     BURSTS,
@@ -41,7 +38,11 @@ from models.evaluation.scores import (
     RobustnessCurve,
     known,
 )
-from models.evaluation.streams import DataSet, LabelledFrame, Stream, open_data_set
+from models.evaluation.streams import DataSet, open_data_set
+from models.footage import LabelledFrame, NameFilter, Stream
+from models.motion import Motion
+from models.networks.recurrent import Network
+from models.predictor import Predictor
 from models.registry import load
 from models.spec import Spec, find_model
 
@@ -58,7 +59,10 @@ class EvalConfig:
 
     Attributes:
         model: a shipped model's name or a model's folder.
-        dataset: see `models.evaluation.streams`.
+        dataset: see `models.footage`.
+        include, exclude: regular expressions: which names to take.
+        sequence_step: pictures whose numbers rise by this are a stream, 0: each by itself; None: those
+            whose numbers rise by equal steps.
         modes: "carried", "reset" or both; the first one is reported as the main one.
         steadiness: measure it; None: where frames are consecutive.
         corruptions: kinds of damage, of `models.evaluation.robustness.CORRUPTIONS`.
@@ -71,6 +75,9 @@ class EvalConfig:
 
     model: str
     dataset: Path
+    include: str | None = None
+    exclude: str | None = None
+    sequence_step: int | None = None
     modes: tuple[str, ...] = (CARRIED,)
     steadiness: bool | None = None
     corruptions: tuple[str, ...] = ()
@@ -95,8 +102,11 @@ class EvalConfig:
             raise DataError(
                 f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
             )
-        if self.seed < 0:
-            raise DataError(f"seed must be at least 0, got {self.seed}")
+        for name in ("seed", "sequence_step"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise DataError(f"{name} must be at least 0, got {value}")
+        NameFilter(self.include, self.exclude)  # raises for what is no regular expression
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,8 @@ def evaluate(
     """
     began = time.monotonic()
     network, spec = load(config.model)
-    data = open_data_set(config.dataset, spec)
+    names = NameFilter(config.include, config.exclude)
+    data = open_data_set(config.dataset, spec, names, config.sequence_step)
     _check_consecutive(config, data)
     run = _Run(config, network, spec, data, progress)
     modes, worst = run.undamaged()
@@ -157,10 +168,7 @@ def _check_consecutive(config: EvalConfig, data: DataSet) -> None:
     }
     for what, wanted in wants.items():
         if wanted and data.longest < 2:
-            raise DataError(
-                f"{what} needs consecutive frames, but no two names in {config.dataset}/images follow"
-                " each other (one prefix, numbers that grow by equal steps)"
-            )
+            raise DataError(f"{what} needs consecutive frames, but {_why_single(config)}")
     if config.bursts and data.longest <= BURST_FRAMES:
         raise DataError(
             f"bursts need a stream of over {BURST_FRAMES} frames, the longest in {config.dataset} has"
@@ -168,8 +176,18 @@ def _check_consecutive(config: EvalConfig, data: DataSet) -> None:
         )
 
 
+def _why_single(config: EvalConfig) -> str:
+    if config.sequence_step == 0:
+        return "sequence_step 0 makes each picture a stream by itself"
+    return (
+        f"no two names in {config.dataset}/images follow each other (one prefix, numbers that rise by"
+        f" {config.sequence_step or 'equal steps'})"
+    )
+
+
 def _settings(config: EvalConfig) -> dict[str, Any]:
-    return {
+    chosen = {key: getattr(config, key) for key in ("include", "exclude", "sequence_step")}
+    return {key: value for key, value in chosen.items() if value is not None} | {
         "scales": list(config.scales), "flip": config.flip, "precision": config.precision,
         "seed": config.seed, "boundary_tolerance": "0.75 % of the diagonal",
         "optical_flow": "DIS, medium preset, finest scale 0; forward-backward check",
@@ -180,6 +198,11 @@ def _notes(
     config: EvalConfig, spec: Spec, data: DataSet, modes: dict[str, ModeScores]
 ) -> Iterator[str]:
     """What a reader of the figures must know."""
+    if config.sequence_step is None and data.steps():
+        yield (
+            f"taken for consecutive frames, by their names: {_shown(data.steps())}; if they are not,"
+            " give --sequence-step, 0 for single frames"
+        )
     scores = next(iter(modes.values()))
     absent = [row.name for row in scores.quality.classes if not row.share]
     if absent:
@@ -197,11 +220,18 @@ def _notes(
         yield "probabilities are the mean of several views of a frame, each with a state of its own"
 
 
+def _shown(steps: dict[int, tuple[int, int]]) -> str:
+    return ", ".join(
+        f"{frames} pictures numbered {step} apart ({streams} stream{'s' if streams > 1 else ''})"
+        for step, (streams, frames) in steps.items()
+    )
+
+
 class _Run:
     """One evaluation: what its passes share."""
 
     def __init__(
-        self, config: EvalConfig, network: nn.Module, spec: Spec, data: DataSet, progress: Progress
+        self, config: EvalConfig, network: Network, spec: Spec, data: DataSet, progress: Progress
     ) -> None:
         self.config, self.network, self.spec, self.data = config, network, spec, data
         self.progress = progress
@@ -212,7 +242,7 @@ class _Run:
     def _predictor(self, modes: list[str]) -> Predictor:
         return Predictor(
             self.network, self.spec, [mode == CARRIED for mode in modes],
-            scales=self.config.scales, flip=self.config.flip, bf16=self.config.precision == "bf16",
+            scales=self.config.scales, flip=self.config.flip, precision=self.config.precision,
         )  # fmt: skip
 
     def _accuracy(self) -> Accuracy:
@@ -272,8 +302,9 @@ class _Run:
             predictions = predictor.predict(
                 [damaged[strength] for _, strength in lanes], step.frame.planes
             )
+            truth = step.frame.truth(self.data.multi_label)
             for lane, prediction in zip(lanes, predictions, strict=True):
-                scores[lane].add(step.frame.truth, prediction)
+                scores[lane].add(truth, prediction)
         return scores
 
     def bursts(self) -> Iterator[BurstScores]:
@@ -294,14 +325,15 @@ class _Run:
             predictions = predictor.predict(
                 [views[kind][0] for kind, _ in lanes], step.frame.planes
             )
+            truth = step.frame.truth(self.data.multi_label)
             for (kind, mode), prediction in zip(lanes, predictions, strict=True):
                 if offset is None:
                     continue
                 score = around.setdefault((kind, mode, offset), self._accuracy())
-                score.add(step.frame.truth, prediction)
+                score.add(truth, prediction)
                 where = views[kind][1]
                 if where is not None:
-                    hidden[kind, mode].add(step.frame.truth, prediction, where)
+                    hidden[kind, mode].add(truth, prediction, where)
         for kind in BURSTS:
             for mode in MODES:
                 yield self._burst_scores(kind, mode, count, around, hidden[kind, mode])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from models.training.augment import IGNORE
+from models.labels import NO_CLASS
 
 BOUNDARY_TOLERANCE = 0.0075
 """How far a boundary may be off and still count as found, as a share of the picture's diagonal."""
@@ -107,14 +107,14 @@ class ConfusionMatrix:
     def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
         """truth, predicted: integer arrays of one shape; pixels whose truth is no class are left out.
 
-        Raises ValueError if the shapes differ, or a prediction is neither a class nor `IGNORE`.
+        Raises ValueError if the shapes differ, or a prediction is neither a class nor `NO_CLASS`.
         """
         if truth.shape != predicted.shape:
             raise ValueError(f"truth is {list(truth.shape)}, prediction {list(predicted.shape)}")
         classes = len(self.counts)
         labelled = truth < classes
         guesses = predicted[labelled].astype(np.int64)
-        wrong = guesses[(guesses >= classes) & (guesses != IGNORE)]
+        wrong = guesses[(guesses >= classes) & (guesses != NO_CLASS)]
         if wrong.size:
             raise ValueError(f"predicted ids must be 0-{classes - 1}, got {wrong.max()}")
         flat = truth[labelled].astype(np.int64) * (classes + 1) + np.minimum(guesses, classes)
@@ -165,11 +165,11 @@ class BoundaryF1:
         self._occurs = np.zeros(classes, bool)
 
     def add(self, truth: np.ndarray, predicted: np.ndarray) -> None:
-        """One frame. truth, predicted: uint8 [H, W] class ids, the truth `IGNORE` where it has none."""
-        labelled = truth != IGNORE
-        predicted = np.where(labelled, predicted, IGNORE)
+        """One frame. truth, predicted: uint8 [H, W] class ids, the truth `NO_CLASS` where it has none."""
+        labelled = truth != NO_CLASS
+        predicted = np.where(labelled, predicted, NO_CLASS)
         # Where a network of masks claims nothing, that is a region like another.
-        predicted[labelled & (predicted == IGNORE)] = IGNORE - 1
+        predicted[labelled & (predicted == NO_CLASS)] = NO_CLASS - 1
         true_edges, found_edges = _edges(truth, labelled), _edges(predicted, labelled)
         for index in range(len(self._sums)):
             here = truth == index
@@ -231,8 +231,8 @@ class ProbabilityError:
         self._pixels = 0
 
     def add(self, truth: np.ndarray, probabilities: np.ndarray) -> None:
-        """truth: uint8 [H, W] class ids or `IGNORE`; probabilities: float [K, H, W], 0-1."""
-        labelled = truth != IGNORE
+        """truth: uint8 [H, W] class ids or `NO_CLASS`; probabilities: float [K, H, W], 0-1."""
+        labelled = truth != NO_CLASS
         for index, plane in enumerate(probabilities):
             here = truth == index
             own = plane[here].sum(dtype=np.float64)

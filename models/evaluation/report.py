@@ -15,9 +15,8 @@ from models.evaluation.robustness import BURST_FRAMES
 from models.evaluation.scorers import WorstFrame
 from models.evaluation.scores import DEFINITIONS, RESET, Evaluation
 from models.evaluation.tables import Table, tables
+from models.labels import is_labelled, paint
 from models.spec import Spec
-from models.training.augment import IGNORE
-from models.training.data import UNLABELLED_MASK
 
 LONGEST_SIDE_PX = 640
 """Pictures are shrunk to this; the figures are measured on the whole ones."""
@@ -183,33 +182,16 @@ def _worst(worst: list[WorstFrame], spec: Spec) -> Iterator[str]:
         yield f'<div>{name}: mIoU {100 * frame.miou:.1f} %</div><div class="worst">'
         yield _figure(frame.rgb, "picture", ".jpg")
         for labels, caption in ((frame.truth, "truth"), (frame.predicted, "prediction")):
-            yield _figure(paint(labels, spec), caption, ".png")
+            yield _figure(paint(labels, spec.palette_rgb), caption, ".png")
         yield _figure(error_map(frame), "errors in red, unlabelled black", ".jpg")
         yield "</div>"
-
-
-def paint(labels: np.ndarray, spec: Spec) -> np.ndarray:
-    """uint8 [H, W, 3]: class colours of a label map, black where unlabelled. Of masks (uint16), the mean of
-    the colours of those that hold."""
-    palette = np.array(spec.palette_rgb, np.uint8)
-    if labels.dtype != np.uint16:
-        table = np.zeros((256, 3), np.uint8)
-        table[: len(palette)] = palette
-        return np.asarray(table[labels])
-    total = np.zeros((*labels.shape, 3), np.float32)
-    count = np.zeros(labels.shape, np.float32)
-    for index, color in enumerate(palette):
-        holds = (labels >> index & 1).astype(bool) & (labels != UNLABELLED_MASK)
-        total[holds] += color
-        count += holds
-    return (total / np.maximum(count, 1)[..., None]).astype(np.uint8)
 
 
 def error_map(frame: WorstFrame) -> np.ndarray:
     """uint8 [H, W, 3]: the picture in pale grey, what was labelled wrongly in red, unlabelled in black."""
     grey = cv2.cvtColor(cv2.cvtColor(frame.rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     shown = (0.6 * grey + 90).astype(np.uint8)
-    unlabelled = frame.truth == (UNLABELLED_MASK if frame.truth.dtype == np.uint16 else IGNORE)
+    unlabelled = ~is_labelled(frame.truth)
     wrong = (frame.truth != frame.predicted) & ~unlabelled
     shown[wrong] = (0.35 * grey[wrong] + 0.65 * np.array([220, 20, 20])).astype(np.uint8)
     shown[unlabelled] = 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.evaluation.consistency import Motion, Steadiness
+from models.evaluation.consistency import Steadiness
 from models.evaluation.metrics import (
     BoundaryF1,
     ConfusionMatrix,
@@ -14,7 +14,6 @@ from models.evaluation.metrics import (
     ProbabilityError,
     mean_of_known,
 )
-from models.evaluation.predictor import Prediction
 from models.evaluation.scores import (
     ClassScores,
     FramePoint,
@@ -23,23 +22,11 @@ from models.evaluation.scores import (
     StreamSteadiness,
     known,
 )
-from models.evaluation.streams import LabelledFrame
+from models.footage import LabelledFrame
+from models.labels import NO_CLASS, is_labelled, pack_masks, unpack_masks
+from models.motion import Motion
+from models.predictor import Prediction
 from models.spec import Spec
-from models.training.augment import IGNORE
-from models.training.data import UNLABELLED_MASK
-
-
-def unpack_masks(bits: np.ndarray, classes: int) -> np.ndarray:
-    """uint16 [H, W], a bit a class -> bool [K, H, W]."""
-    return np.stack([(bits >> index & 1).astype(bool) for index in range(classes)])
-
-
-def pack_masks(masks: np.ndarray) -> np.ndarray:
-    """bool [K, H, W] -> uint16 [H, W], a bit a class."""
-    bits = np.zeros(masks.shape[1:], np.uint16)
-    for index, mask in enumerate(masks):
-        bits |= mask.astype(np.uint16) << np.uint16(index)
-    return bits
 
 
 class Accuracy:
@@ -60,11 +47,11 @@ class Accuracy:
     ) -> None:
         """One frame; `where`: bool [H, W], pixels that count, all by default."""
         if self.multi_label:
-            labelled = truth != UNLABELLED_MASK
+            labelled = is_labelled(truth)
             labelled = labelled if where is None else labelled & where
             self.counts.add(unpack_masks(truth, self.classes), prediction.masks(), labelled)
         else:
-            truth = truth if where is None else np.where(where, truth, IGNORE)
+            truth = truth if where is None else np.where(where, truth, NO_CLASS)
             self.confusion.add(truth, prediction.labels)
 
     def merge(self, other: Accuracy) -> None:
@@ -169,12 +156,12 @@ class Scorer:
         motion: Motion | None,
     ) -> None:  # fmt: skip
         """The next frame of a stream; `motion` from the one before, None if it is not to count."""
-        truth = frame.truth
+        truth = frame.truth(self.multi_label)
         own = Accuracy(len(self.spec.classes), self.multi_label)
         own.add(truth, prediction)
         self.accuracy.merge(own)
         if self.multi_label:
-            labelled = truth != UNLABELLED_MASK
+            labelled = is_labelled(truth)
             masks = unpack_masks(truth, len(self.spec.classes))
             self.boundary.add_masks(masks, prediction.masks(), labelled)
             self.error.add_masks(masks, prediction.probabilities, labelled)
@@ -185,7 +172,7 @@ class Scorer:
             self.error.add(truth, prediction.probabilities)
             if self.spec.head == "sigmoid":
                 ids = np.arange(len(self.spec.classes), dtype=np.uint8)[:, None, None]
-                self.own_masks.add(truth == ids, prediction.masks(), truth != IGNORE)
+                self.own_masks.add(truth == ids, prediction.masks(), is_labelled(truth))
         self.steadiness.add(truth, labels, motion)
         miou = own.miou()
         self.points.append(FramePoint(stream, frame.name, known(miou)))

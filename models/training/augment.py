@@ -13,8 +13,6 @@ import numpy as np
 
 from models.training.config import Augment
 
-IGNORE = 255
-
 
 @dataclass(frozen=True)
 class Look:

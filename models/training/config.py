@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,9 +19,10 @@ from pydantic import (
 )
 
 from models.errors import DataError
+from models.footage import NameFilter
+from models.labels import MOST_MASKS
 from models.spec import CAMVID_CLASSES, CAMVID_RGB, Spec
 
-MOST_MASKS = 16  # bits of a mask file
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -32,7 +32,7 @@ class _Strict(BaseModel):
 
 
 class Source(_Strict):
-    """A folder of data: `images/` with `labels/` or `masks/`, or rendered clips NAME.mp4 + NAME_labels.mkv.
+    """A folder of data, as `models.footage` describes it.
 
     A plain string in the YAML is such a folder with everything in it.
     """
@@ -51,21 +51,12 @@ class Source(_Strict):
     @field_validator("include", "exclude")
     @classmethod
     def _is_pattern(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression: {error}") from error
+        NameFilter(value)  # raises DataError, a ValueError, for what is none
         return value
 
-    def wants(self, name: str) -> bool:
-        """Whether the filters let a picture or clip of this name in."""
-        included = self.include is None or re.search(self.include, name) is not None
-        return included and not (self.exclude and re.search(self.exclude, name))
-
     @property
-    def filters(self) -> str:
-        """For messages."""
-        return f"include {self.include!r}, exclude {self.exclude!r}"
+    def names(self) -> NameFilter:
+        return NameFilter(self.include, self.exclude)
 
 
 def _as_source(raw: Any) -> Any:
@@ -241,7 +232,7 @@ class TrainConfig(_Strict):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU if there is one"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: Literal["f32", "bf16", "f16"] = Field(
         "bf16", description="of the forward pass; bf16 is twice as fast where the CPU has it"
     )
     compile: bool = Field(

@@ -1,7 +1,7 @@
 """Losses of a segmentation network, each a function of logits and truth.
 
 Truth comes in two forms, as the network has one of two heads:
-    softmax  labels int64 [M, H, W], `IGNORE` where unlabelled
+    softmax  labels int64 [M, H, W], `NO_CLASS` where unlabelled
     sigmoid  masks int32 [M, H, W], bit k = class k holds; `UNLABELLED_MASK` where unlabelled
 `Truth` says for both which pixels count and what is true of each class there. Logits of any size are
 resized to the truth's: the loss is taken where the labels are.
@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.training.augment import IGNORE
-from models.training.data import UNLABELLED_MASK
+from models.labels import NO_CLASS, UNLABELLED_MASK
 
 THINNING = 4  # Lovász sorts: all pixels would cost more than the network
 
@@ -37,7 +36,7 @@ class Truth:
 
     def labelled(self) -> Tensor:
         """bool [M, H, W]."""
-        return self.ids != (UNLABELLED_MASK if self.multi_label else IGNORE)
+        return self.ids != (UNLABELLED_MASK if self.multi_label else NO_CLASS)
 
     def of_class(self, index: int) -> Tensor:
         """bool [M, H, W]: whether class `index` holds; meaningless where unlabelled."""
@@ -80,7 +79,7 @@ def cross_entropy(logits: Tensor, truth: Truth, weights: Tensor) -> Tensor:
         return logits.sum() * 0
     if truth.multi_label:
         return _binary_entropy(logits, truth, weights)[labelled].mean()
-    return functional.cross_entropy(logits, truth.ids, weights, ignore_index=IGNORE)
+    return functional.cross_entropy(logits, truth.ids, weights, ignore_index=NO_CLASS)
 
 
 def _binary_entropy(logits: Tensor, truth: Truth, weights: Tensor) -> Tensor:
@@ -99,7 +98,7 @@ def hard_pixel_loss(logits: Tensor, truth: Truth, weights: Tensor, share: float)
         losses, scale = _binary_entropy(logits, truth, weights), torch.ones_like(logits[:, 0])
     else:
         losses = functional.cross_entropy(
-            logits, truth.ids, weights, ignore_index=IGNORE, reduction="none"
+            logits, truth.ids, weights, ignore_index=NO_CLASS, reduction="none"
         )
         scale = weights[truth.ids.clamp(max=truth.classes - 1)]
     losses, scale = losses[labelled], scale[labelled]
@@ -233,10 +232,11 @@ def steadiness_loss(logits: Tensor, motions: Tensor, multi_label: bool = False) 
     known = ~motions.flatten(2).isnan().any(2)
     if not known.any():
         return logits.sum() * 0
-    probabilities = _thin_probabilities(logits, multi_label)
-    now, before = probabilities[:, 1:][known], probabilities[:, :-1][known]
-    grid = functional.affine_grid(motions[known], list(before.shape), align_corners=False)
-    return _change(now, before, grid, (grid.abs() <= 1).all(-1))
+    maps = motions[known]
+    here = _places(logits)
+    return _change(
+        logits, known, here @ maps[:, None, :, :2].mT + maps[:, None, None, :, 2], multi_label
+    )
 
 
 def flow_steadiness_loss(logits: Tensor, flow: Tensor, multi_label: bool = False) -> Tensor:
@@ -244,25 +244,49 @@ def flow_steadiness_loss(logits: Tensor, flow: Tensor, multi_label: bool = False
 
     Args:
         logits: float [N, T, K, h, w].
-        flow: float [N, T - 1, hf, wf, 2]: where a pixel of frame t + 1 was in frame t, x and y in
-            normalised coordinates; NaN where it was not seen there.
+        flow: float [N, T - 1, hf, wf, 2]: how far from its place a pixel of frame t + 1 was in frame t, x
+            and y in normalised coordinates; NaN where it was not seen there.
     """
     known = ~flow.flatten(2).isnan().all(2)
     if not known.any():
         return logits.sum() * 0
-    probabilities = _thin_probabilities(logits, multi_label)
-    now, before = probabilities[:, 1:][known], probabilities[:, :-1][known]
-    grid = functional.interpolate(flow[known].movedim(-1, 1), now.shape[-2:], mode="nearest-exact")
-    grid = grid.movedim(1, -1)
-    return _change(now, before, grid.nan_to_num(), ~grid.isnan().any(-1))
+    here = _places(logits)
+    rows, columns = (
+        ((place + 1) * cells / 2).long()
+        for place, cells in ((here[:, 0, 1], flow.shape[2]), (here[0, :, 0], flow.shape[3]))
+    )
+    return _change(logits, known, here + flow[known][:, rows[:, None], columns], multi_label)
 
 
-def _thin_probabilities(logits: Tensor, multi_label: bool) -> Tensor:
+def _places(logits: Tensor) -> Tensor:
+    """float [h', w', 2]: where the logits lie that are compared, every second one each way.
+
+    The middles of their cells, x and y in normalised coordinates: -1 to 1 from edge to edge of the picture.
+    """
+    y, x = (
+        (2 * torch.arange(0, cells, 2, device=logits.device) + 1) / cells - 1
+        for cells in logits.shape[-2:]
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
+def _change(logits: Tensor, known: Tensor, source: Tensor, multi_label: bool) -> Tensor:
+    """Mean squared change of the pairs of frames that are `known`, bool [N, T - 1].
+
+    Args:
+        source: float [M, h', w', 2], where the pixels at `_places` were in the frame before, normalised;
+            NaN or outside -1 to 1 where they were not seen.
+    """
     few = logits[..., ::2, ::2]
-    return few.sigmoid() if multi_label else few.softmax(2)
-
-
-def _change(now: Tensor, before: Tensor, grid: Tensor, seen: Tensor) -> Tensor:
-    moved = functional.grid_sample(before, grid, padding_mode="border", align_corners=False)
-    change = (now - moved).square().sum(1)
-    return (change * seen).sum() / seen.sum().clamp(min=1)
+    probabilities = few.sigmoid() if multi_label else few.softmax(2)
+    now, before = probabilities[:, 1:][known], probabilities[:, :-1][known]
+    seen = (source.abs() <= 1).all(-1)  # not where it is NaN
+    # `grid_sample` takes the thinned logits for a picture of their own: its cells are twice as wide, and
+    # their middles lie half of a cell of the logits further on.
+    cells = source.new_tensor([logits.shape[-1], logits.shape[-2]])
+    thinned = source.new_tensor([few.shape[-1], few.shape[-2]])
+    grid = ((source + 1) * cells / 2 + 0.5) / thinned - 1
+    moved = functional.grid_sample(
+        before, grid.nan_to_num(), padding_mode="border", align_corners=False
+    )
+    return ((now - moved).square().sum(1) * seen).sum() / seen.sum().clamp(min=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from models.errors import DataError
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,6 @@ class Place:
         """Nothing will be trained together any more."""
         if self.processes > 1:
             distributed.destroy_process_group()
-
-    def autocast(self, precision: str) -> AbstractContextManager[None]:
-        dtype = PRECISIONS[precision]
-        return torch.autocast(self.device.type, dtype, enabled=precision != "fp32")
 
     def machine(self) -> dict[str, str | int]:
         """The class of this machine, for a model's specification."""

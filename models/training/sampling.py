@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.evaluation.consistency import Motion
+from models.errors import DataError
+from models.labels import NO_CLASS, UNLABELLED_MASK, holds
+from models.motion import Motion
 from models.training.augment import (
-    IGNORE,
     Burst,
     Look,
     Window,
@@ -30,7 +31,7 @@ from models.training.augment import (
     warp_picture,
 )
 from models.training.config import Augment, Phase, Sampling
-from models.training.data import UNLABELLED_MASK, Clip, DataError
+from models.training.data import Clip
 from models.training.weather import Weather
 
 AHEAD = 3
@@ -42,11 +43,12 @@ class Batch(NamedTuple):
 
     Attributes:
         rgb: uint8 [N, T, h, w, 3].
-        labels: uint8 [N, T, h, w], `IGNORE` where unlabelled.
+        labels: uint8 [N, T, h, w], `NO_CLASS` where unlabelled.
         motions: float32 [N, T - 1, 2, 3], as `steadiness_loss` wants them.
         masks: int32 [N, T, h, w], bit k = class k holds, or `UNLABELLED_MASK`.
         planes: float32 [N, T, h, w, P], further channels.
-        flow: float32 [N, T - 1, h / 4, w / 4, 2], as `flow_steadiness_loss` wants it.
+        flow: float32 [N, T - 1, h / 4, w / 4, 2], in the middles of the cells, as `flow_steadiness_loss`
+            wants it.
     """
 
     rgb: Tensor
@@ -123,9 +125,9 @@ class ClipSampler:
         """For each rare class the (clip, frame) of all pictures that hold it."""
         found: dict[int, list[tuple[int, int]]] = {index: [] for index in self.rare}
         for number, clip in enumerate(self.pictures):
-            for frame, labels in enumerate(clip.labels):
-                for index in set(np.unique(labels).tolist()) & found.keys():
-                    found[index].append((number, frame))
+            for index, where in found.items():
+                frames = np.flatnonzero(holds(clip.truth(), index).any((1, 2)))
+                where.extend((number, frame) for frame in frames.tolist())
         return {index: where for index, where in found.items() if where}
 
     def batch(self, step: int, size: int, frames: int) -> Batch:
@@ -145,33 +147,35 @@ class ClipSampler:
         moving = still and frames > 1 and rng.random() < self.augment.moving
         windows = draw_windows(
             rng, clip.labels.shape[1:], self.phase.crop_hw, frames, self.phase.scale_range,
-            self.augment, self.augment.drift if moving else 0.0, self._focus(rng, clip, start or 0),
+            self.augment, self.augment.drift if moving else 0.0, self._focus(rng, clip, start),
         )  # fmt: skip
         look = Look.draw(rng, self.augment)
-        if start is None:
-            start = int(rng.integers(max(1, len(clip.labels) - frames + 1)))
         times = [min(start + step, len(clip.labels) - 1) for step in range(frames)]
         clean = [
             warp_picture(clip.rgb[at], window, self.phase.crop_hw)
             for at, window in zip(times, windows, strict=True)
         ]
-        labels = self._cut(clip.labels, times, windows, IGNORE)
+        labels = self._cut([clip.labels[at] for at in times], windows, NO_CLASS)
         masks = None
         if self.needs.masks:
-            masks = self._cut(clip.bits(), times, windows, UNLABELLED_MASK).astype(np.int32)
+            bits = [clip.bits(at) for at in times]
+            masks = self._cut(bits, windows, UNLABELLED_MASK).astype(np.int32)
         return (
             self._changed(rng, clean, look), labels, self._motions(windows, still), masks,
-            self._planes(clip, times, windows), self._flow(clean, labels, still),
+            self._planes(clip, times, windows),
+            self._flow(clean, labels if masks is None else masks, still),
         )  # fmt: skip
 
-    def _pick(self, rng: np.random.Generator, frames: int) -> tuple[Clip, int | None]:
-        """A clip and its first frame; None leaves that to be drawn."""
+    def _pick(self, rng: np.random.Generator, frames: int) -> tuple[Clip, int]:
+        """A clip and its first frame."""
         if self.rendered and rng.random() < self.rendered_share:
-            return self.rendered[int(rng.integers(len(self.rendered)))], None
+            clip = self.rendered[int(rng.integers(len(self.rendered)))]
+            return clip, int(rng.integers(max(1, len(clip.labels) - frames + 1)))
         if self.holders and rng.random() < self.sampling.rare_frames:
             rare = list(self.holders)
             where = self.holders[rare[int(rng.integers(len(rare)))]]
             number, frame = where[int(rng.integers(len(where)))]
+            frame -= self.phase.burn_in  # those before it are not trained on
         else:
             at = int(rng.integers(self.last_frame[-1]))
             number = int(np.searchsorted(self.last_frame, at, side="right"))
@@ -179,24 +183,23 @@ class ClipSampler:
         clip = self.pictures[number]
         return clip, max(0, min(frame, len(clip.labels) - frames))
 
-    def _focus(self, rng: np.random.Generator, clip: Clip, frame: int) -> tuple[int, int] | None:
-        """A pixel of a rare class for the crop to hold."""
+    def _focus(self, rng: np.random.Generator, clip: Clip, start: int) -> tuple[int, int] | None:
+        """A pixel of a rare class for the crop to hold, in the first frame that is trained on."""
         if not self.rare or rng.random() < 1 - self.sampling.focus:
             return None
         wanted = self.rare[int(rng.integers(len(self.rare)))]
+        frame = min(start + self.phase.burn_in, len(clip.labels) - 1)
         # A coarse look is enough to find a pixel of the class, and 16 times cheaper.
-        rows, columns = np.nonzero(clip.labels[frame, ::4, ::4] == wanted)
+        rows, columns = np.nonzero(holds(clip.truth()[frame, ::4, ::4], wanted))
         if not rows.size:
             return None
         pick = int(rng.integers(rows.size))
         return int(rows[pick]) * 4, int(columns[pick]) * 4
 
-    def _cut(
-        self, ids: np.ndarray, times: list[int], windows: list[Window], outside: int
-    ) -> np.ndarray:
+    def _cut(self, frames: list[np.ndarray], windows: list[Window], outside: int) -> np.ndarray:
         crops = [
-            warp_ids(ids[at], window, self.phase.crop_hw, outside)
-            for at, window in zip(times, windows, strict=True)
+            warp_ids(ids, window, self.phase.crop_hw, outside)
+            for ids, window in zip(frames, windows, strict=True)
         ]
         return np.stack(crops)
 
@@ -231,21 +234,21 @@ class ClipSampler:
         ]  # fmt: skip
         return np.moveaxis(np.array(crops), 1, -1)
 
-    def _flow(self, clean: list[np.ndarray], labels: np.ndarray, still: bool) -> np.ndarray | None:
+    def _flow(self, clean: list[np.ndarray], truth: np.ndarray, still: bool) -> np.ndarray | None:
         """float32 [T - 1, h / 4, w / 4, 2]; NaN for stills, whose motion is known."""
         if not self.needs.flow:
             return None
         height, width = self.phase.crop_hw
-        few = np.s_[FLOW_STEP // 2 :: FLOW_STEP, FLOW_STEP // 2 :: FLOW_STEP]
-        shape = labels[0][few].shape
-        flow = np.full((len(clean) - 1, *shape, 2), np.nan, np.float32)
+        shape = (height // FLOW_STEP, FLOW_STEP, width // FLOW_STEP, FLOW_STEP)
+        # A cell's middle lies between its two middle pixels each way.
+        middle = slice(FLOW_STEP // 2 - 1, FLOW_STEP // 2 + 1)
+        flow = np.full((len(clean) - 1, shape[0], shape[2], 2), np.nan, np.float32)
         for step in range(1, len(clean) if not still else 0):
             motion = Motion.between(clean[step - 1], clean[step])
             # Where the labels contradict the flow, the flow is wrong.
-            agree = motion.seen & (motion.bring(labels[step - 1]) == labels[step])
-            rows, columns = motion.source_yx[(slice(None), *few)]
-            where = np.stack([(2 * columns + 1) / width - 1, (2 * rows + 1) / height - 1], -1)
-            flow[step - 1] = np.where(agree[few][..., None], where, np.nan)
+            agree = motion.seen & (motion.bring(truth[step - 1]) == truth[step])
+            back = np.where(agree[..., None], motion.back_xy * (2 / width, 2 / height), np.nan)
+            flow[step - 1] = back.reshape(*shape, 2)[:, middle, :, middle].mean((1, 3))
         return flow
 
 

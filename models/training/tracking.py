@@ -1,16 +1,15 @@
-"""How a training is followed: `log.jsonl`, TensorBoard where it is installed, and a bar on a terminal."""
+"""How a training is followed: `log.jsonl`, and TensorBoard where it is installed."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
+from models.labels import paint
 from models.training.data import Clip
 
 PICTURES = 3
@@ -94,65 +93,12 @@ class Gallery:
 
     def __init__(self, frames: int, palette_rgb: tuple[tuple[int, int, int], ...]) -> None:
         self._wanted = set(np.linspace(0, max(0, frames - 1), PICTURES).astype(int).tolist())
-        self._palette = np.zeros((256, 3), np.uint8)
-        self._palette[: len(palette_rgb)] = palette_rgb
+        self._palette = palette_rgb
         self._seen = 0
         self.pictures: list[np.ndarray] = []
 
     def __call__(self, number: int, clip: Clip, frame: int, predicted: np.ndarray) -> None:
         if self._seen in self._wanted:
-            truth, guess = self._palette[clip.labels[frame]], self._palette[predicted]
+            truth, guess = (paint(ids, self._palette) for ids in (clip.labels[frame], predicted))
             self.pictures.append(np.concatenate([clip.rgb[frame], truth, guess], 1))
         self._seen += 1
-
-
-class Terminal:
-    """Lines of progress, and on a terminal a bar with the time left below them."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Terminal:
-        if self.stream.isatty():
-            self._bar = _make_bar(self.stream)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def say(self, line: str) -> None:
-        if self._bar is None:
-            print(line, file=self.stream, flush=True)
-        else:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def tick(self, done: int, total: int) -> None:
-        """`done` of `total` steps are done."""
-        if self._bar is None:
-            return
-        if self._task is None:  # speed is that of this run, not of the steps it resumed after
-            self._task = self._bar.add_task("training", total=total, completed=done)
-        self._bar.update(self._task, completed=done)
-
-
-def _make_bar(stream: TextIO) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("step {task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-        console=Console(file=stream),
-        speed_estimate_period=300,
-    )

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -28,19 +29,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.errors import DataError
 from models.evaluation.metrics import ConfusionMatrix, MaskCounts
 from models.networks.recurrent import Network
+from models.predictor import autocast
 from models.registry import build, save
+from models.terminal import Terminal
 from models.training.checkpoint import read_checkpoint, write_checkpoint
 from models.training.config import Losses, Phase, TrainConfig
-from models.training.data import Clip, DataError, TrainingData, class_weights
+from models.training.data import Clip, TrainingData, class_weights
 from models.training.objective import Objective, total
 from models.training.optimize import follow, learning_rate, make_optimizer
 from models.training.place import Place
 from models.training.sampling import Batch, ClipSampler, Needs, ahead
-from models.training.tracking import Gallery, Log, Means, Terminal
+from models.training.tracking import Gallery, Log, Means
 from models.training.transfer import load_teacher, spec_to_train, start_from
 from models.training.validation import score_clips
+
+SPEED_SECONDS = 300  # validations are part of the pace
 
 
 class _ClipPass(nn.Module):
@@ -81,8 +87,8 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.command = config, folder, command
         self.place = Place.choose(config.device, config.threads)
-        if config.precision == "fp16" and not self.place.on_gpu:
-            raise DataError("precision fp16 needs a GPU: on the CPU use bf16 or fp32")
+        if config.precision == "f16" and not self.place.on_gpu:
+            raise DataError("precision f16 needs a GPU: on the CPU use bf16 or f32")
         for phase in config.phases:
             if phase.batch % self.place.processes:
                 raise DataError(
@@ -108,7 +114,7 @@ class Trainer:
             self.clip_pass.compile(dynamic=False)
         self.optimizer = make_optimizer(self.network, config)
         self.scaler = torch.amp.GradScaler(
-            self.place.device.type, enabled=config.precision == "fp16"
+            self.place.device.type, enabled=config.precision == "f16"
         )
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, float] = {}
@@ -127,7 +133,7 @@ class Trainer:
         self.network.load_state_dict(saved["network"])
         self.average.load_state_dict(saved["average"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        if saved["scaler"]:  # empty but for fp16
+        if saved["scaler"]:  # empty but for f16
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.seconds, self.best = saved["step"], saved["seconds"], saved["best"]
         now = json.loads(self.config.model_dump_json())
@@ -206,10 +212,11 @@ class Trainer:
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with self.place.autocast(self.config.precision):
-            taught = self._teach(frames) if objective.losses.distillation else None
-            # A stream's first frames must be right too: every other step starts without memory.
-            state = self._remembered(before) if burn_in and self.step % 2 else None
+        # A stream's first frames must be right too: every other step starts without memory.
+        warm = before if burn_in and self.step % 2 else None
+        with autocast(self.place.device, self.config.precision):
+            taught = self._teach(frames, warm) if objective.losses.distillation else None
+            state = None if warm is None else self._remembered(self.network, warm)
             logits, auxiliary = self.clip_pass(frames, state)
         terms = objective.terms(logits, auxiliary, batch, taught)
         loss = total(terms)
@@ -224,18 +231,21 @@ class Trainer:
         follow(self.average, self.network, self.config.ema, self.step)
         return dict(zip(["loss", *terms], values, strict=True))
 
+    @staticmethod
     @torch.no_grad()
-    def _remembered(self, frames: Tensor) -> Tensor:
-        """The state after these frames."""
-        return self.network.clip(frames)[1]
+    def _remembered(network: Network, frames: Tensor) -> Tensor:
+        """A network's state after these frames, without a way back for the gradient."""
+        return network.clip(frames)[1]
 
     @torch.no_grad()
-    def _teach(self, frames: Tensor) -> Tensor:
+    def _teach(self, frames: Tensor, warm: Tensor | None) -> Tensor:
+        """What the teacher says of the frames; it has seen `warm` before them, as the student has."""
         assert self.teacher is not None
-        return self.teacher.clip(frames)[0]
+        state = None if warm is None else self._remembered(self.teacher, warm)
+        return self.teacher.clip(frames, state)[0]
 
     def _check_finite(self, loss: float, norm: Tensor) -> None:
-        # fp16 gradients overflow at times: the scaler then leaves out the step and scales less.
+        # f16 gradients overflow at times: the scaler then leaves out the step and scales less.
         wrong = "the loss" if not math.isfinite(loss) else None
         if wrong is None and not self.scaler.is_enabled() and not math.isfinite(norm.item()):
             wrong = "the gradient"
@@ -264,10 +274,9 @@ class Trainer:
         """
         if not (self.place.leads and self.data.validation):
             return None
-        frames = sum(len(clip.labels) for clip in self.data.validation)
-        gallery = Gallery(frames, self.spec.palette_rgb)
+        gallery = Gallery(frames_of(self.data.validation), self.spec.palette_rgb)
         score = score_clips(
-            self.average, self.data.validation, self.place, self.config.precision, gallery
+            self.average, self.spec, self.data.validation, self.config.precision, gallery
         )
         miou = score.mean_iou()
         iou = dict(zip(self.spec.classes, score.class_iou().round(3).tolist(), strict=True))
@@ -338,8 +347,7 @@ class Trainer:
             f" {len(self.data.rendered)} rendered clips; rare classes:"
             f" {', '.join(self.spec.classes[index] for index in self.rare) or 'none'}"
         )
-        trained = {clip.name for clip in self.data.pictures}
-        if trained & {clip.name for clip in self.data.validation}:
+        if self.data.seen_twice():
             self.say("note: some of validate_on is trained on: its score says nothing")
         unused = not any(phase.rendered_share for phase in self.config.phases)
         if self.data.rendered and self.data.pictures and unused:
@@ -376,10 +384,12 @@ def main(
         command += ["--set", change]
     if checkpoint is not None:
         command += ["--resume", str(checkpoint)]
-    with Terminal() as terminal:
+    columns = ("step {task.completed}/{task.total}",)
+    with Terminal(columns=columns, speed_seconds=SPEED_SECONDS) as terminal:
         trainer = Trainer(
-            TrainConfig.read(config, changes), out, terminal.say, terminal.tick, shlex.join(command)
-        )
+            TrainConfig.read(config, changes), out, terminal.line,
+            partial(terminal.tick, what="training"), shlex.join(command),
+        )  # fmt: skip
         trainer.resume(checkpoint)
         folder = trainer.run()
         trainer.place.leave()

@@ -48,7 +48,8 @@ class Rain:
         fall = self.speed * frame * drops.uniform(0.7, 1.3, count)  # near drops fall faster
         span = self.length * height * drops.uniform(0.5, 1.5, count)
         top = (drops.uniform(0, 1, count) + fall) % 1 * (height + span) - span
-        left = (drops.uniform(-0.2, 1.2, count) + self.slant * fall) * width
+        # What leaves on one side comes back on the other, as at the bottom: a clip may be long.
+        left = ((drops.uniform(0, 1.4, count) + self.slant * fall) % 1.4 - 0.2) * width
         ends = np.stack([left, top, left + self.slant * span, top + span], 1)
         # Fixed point: a sixteenth of a pixel.
         lines = (ends * 16).round().astype(np.int32).reshape(-1, 2, 1, 2)

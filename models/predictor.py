@@ -1,20 +1,32 @@
-"""Predictions of a recurrent network, frame by frame, for several copies of a stream at once."""
+"""Predictions of a recurrent network, frame by frame, for several copies of a stream at once.
+
+What a training is watched by and what evaluation measures: the frame as the product scales it for the
+network, the state carried as the product carries it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
+from models.networks.recurrent import Network
+from models.program import DTYPES
 from models.spec import Spec
-from models.training.augment import IGNORE
+from models.step import label_map
 
 MASK_THRESHOLD = 0.5
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Layers that gain from it compute in `precision` ("f32", "bf16" or "f16")."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "f32")
 
 
 @dataclass(frozen=True)
@@ -58,21 +70,23 @@ class Predictor:
         carries: for each lane, whether its state is carried from frame to frame, or starts anew each time.
         scales: sizes at test time, as shares of the usual one.
         flip: also look at the mirrored frame.
-        bf16: bfloat16 autocast.
+        precision: "f32", or that of `autocast`.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         spec: Spec,
         carries: Sequence[bool],
         *,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
-        bf16: bool = False,
+        precision: str = "f32",
     ) -> None:
-        self.network, self.spec, self.bf16 = network.eval(), spec, bf16
-        self.carried = torch.tensor([float(carry) for carry in carries]).view(-1, 1, 1, 1)
+        self.network, self.spec, self.precision = network.eval(), spec, precision
+        self.device = network.mean.device
+        carried = torch.tensor([float(carry) for carry in carries], device=self.device)
+        self.carried = carried.view(-1, 1, 1, 1)
         mirrors = (False, True) if flip else (False,)
         self.variants = [Variant(scale, mirror) for scale in scales for mirror in mirrors]
         self.states: dict[Variant, Tensor] = {}
@@ -95,18 +109,18 @@ class Predictor:
         views = [self._step(variant, frames, planes) for variant in self.variants]
         for lane in range(len(frames)):
             mean = torch.stack([self._probabilities(v[lane], size_hw) for v in views]).mean(0)
-            yield Prediction(mean.numpy(), self._labels(mean))
+            yield Prediction(mean.cpu().numpy(), self._labels(mean))
 
     def _step(
         self, variant: Variant, frames: Sequence[np.ndarray], planes: np.ndarray | None
     ) -> Tensor:
         """Logits [N, K, h, w] of a variant, the mirrored ones turned back."""
         size_hw = variant.size_hw(self.spec.model_hw(frames[0].shape[:2]), self.spec.stride)
-        batch = _to_tensor(frames, planes, size_hw)
+        batch = _to_tensor(frames, planes, size_hw).to(self.device)
         state = self.states.get(variant)
         if state is None:
-            state = batch.new_zeros(len(frames), *self.network.state_shape(size_hw))  # type: ignore[operator]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            state = batch.new_zeros(len(frames), *self.network.state_shape(size_hw))
+        with autocast(self.device, self.precision):
             logits, state = self.network(batch.flip(-1) if variant.mirror else batch, state)
         self.states[variant] = state.float() * self.carried
         return logits.float().flip(-1) if variant.mirror else logits.float()
@@ -118,10 +132,10 @@ class Predictor:
         return full.sigmoid() if self.spec.head == "sigmoid" else full.softmax(0)
 
     def _labels(self, probabilities: Tensor) -> np.ndarray:
-        most, labels = probabilities.max(0)
-        if self.spec.head == "sigmoid":
-            labels = labels.where(most >= MASK_THRESHOLD, IGNORE)
-        return labels.to(torch.uint8).numpy()
+        masks = self.spec.head == "sigmoid"
+        # The product asks whether logits are at least 0.
+        scores = probabilities - MASK_THRESHOLD if masks else probabilities
+        return label_map(scores[None], masks)[0].to(torch.uint8).cpu().numpy()
 
 
 def _to_tensor(

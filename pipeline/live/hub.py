@@ -44,9 +44,12 @@ class CameraStatus:
         fps: labelled frames a second, over the last seconds.
         latency_ms: from capture to labels, median of the last seconds; None before the first frame.
         frames: labelled since the camera was added.
-        dropped: frames not labelled, by reason ("overload", "stale", "damaged").
+        dropped: frames not labelled, by reason: "overload" (a newer one was there), "stale" (older
+            than the limit), "damaged", "preparing" (the network was not ready for their size yet).
         reconnects, resets: how often it was opened again, and its memory reset.
         shares: float32 [K], of each class in the newest frame; None before the first.
+        changes: how often the camera came into each state.
+        latency_p95_ms: as `latency_ms`, 95 of 100 frames were faster.
     """
 
     name: str
@@ -61,6 +64,8 @@ class CameraStatus:
     reconnects: int = 0
     resets: int = 0
     shares: np.ndarray | None = None
+    changes: dict[str, int] = field(default_factory=dict)
+    latency_p95_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,15 @@ class Shown:
 
 
 class Subscription(Protocol):
-    """One listener to one camera. It holds the newest frame only: a slow listener skips frames."""
+    """One listener to one camera. It holds the newest frame only: a slow listener skips frames.
+
+    Attributes:
+        over: the camera is gone; nothing more will come.
+        missed: frames that went by before they were taken.
+    """
+
+    over: bool
+    missed: int
 
     def take(self, timeout_seconds: float) -> Shown | None:
         """The newest frame not yet taken; None if none came in time or the camera is gone."""
@@ -111,5 +124,8 @@ class Hub(Protocol):
     def remove(self, name: str) -> None:
         """Stop and forget a camera. Raises KeyError if there is none of this name."""
 
-    def subscribe(self, camera: str) -> Subscription:
-        """Listen to a camera's frames. Raises KeyError if there is none of this name."""
+    def subscribe(self, camera: str, depth: int = 1) -> Subscription:
+        """Listen to a camera's frames; `depth` of them may wait, of which the oldest is taken first.
+
+        Raises KeyError if there is none of this name.
+        """

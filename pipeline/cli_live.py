@@ -1,0 +1,183 @@
+"""`roadmask live` as the command line sees it: its options, and its errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.live.console import Console
+    from pipeline.live.live import LiveHub
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def watch_live(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]SOURCE...",
+            help="rtsp:// (rtspu:// for UDP), rtmp://, http(s)://, srt://, udp://, /dev/videoN.",
+        ),
+    ] = None,
+    view: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve the live view, such as 127.0.0.1:8000."),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Record cameras and labels, for replay.")
+    ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Drop frames that would be labelled later than this after their arrival;"
+            " by default 200 on a GPU, 500 on a CPU.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write colours and labels of each camera, in segments."),
+    ] = None,
+    segment: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Length of a segment of --out.")
+    ] = 600.0,
+    publish: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|FILE.m3u8",
+            help="Send the overlay to an RTSP or RTMP server, or as HLS; {camera} is the name.",
+        ),
+    ] = None,
+    event: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'CLASS>SHARE for SECONDSs -> URL'",
+            help="Tell a webhook (http) or topic (mqtt) when a class takes more than a share; repeatable.",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A shipped model's name or a model's folder.")
+    ] = "roadnet",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|f32|...", help="What the network multiplies in.")
+    ] = "auto",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
+    ] = None,
+    silence: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Without a frame for so long, open anew.")
+    ] = 10.0,
+    attempts: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Give a camera up after so many failures in a row."),
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option("--realtime", help="Take files too, each played at its own pace.")
+    ] = False,
+    duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Stop after so long.")
+    ] = None,
+    inline: Annotated[
+        bool, typer.Option("--inline", help="Cameras are threads, not processes; for debugging.")
+    ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM) of the view; its key may be in it.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key of --tls-cert.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ROADMASK_VIEW_TOKEN",
+            help="What viewers must know; needed where others than this machine can see the view.",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show decisions.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Changes of state and final figures as JSON lines.")
+    ] = False,
+) -> None:
+    """Label cameras as they come: newest frame first, opening again for ever what breaks.
+
+    Exit status: 0 all done, 1 some camera or output failed, 2 wrong use, 130 interrupted.
+    """
+    if not sources and view is None:
+        raise ConfigError("no camera given: name one, or give --view to add some there")
+    viewed = _view_starter(view, tls_cert, tls_key, token) if view is not None else None
+    from pipeline.cli import _parse_size
+    from pipeline.live.config import LiveConfig, prepare_live
+    from pipeline.live.console import Console
+
+    plan = prepare_live(
+        LiveConfig(
+            tuple(sources or ()), model=model, engine=engine, precision=precision,
+            size_hw=_parse_size(size), max_latency_ms=max_latency, silence_seconds=silence,
+            attempts=attempts, realtime=realtime, inline=inline, duration_seconds=duration,
+            out=out, segment_seconds=segment, record=record, publish=publish,
+            events=tuple(event or ()),
+        )
+    )  # fmt: skip
+    with Console(quiet=quiet, as_json=as_json) as console:
+        for decision in plan.decisions() if verbose else ():
+            console.say(decision)
+        status = _run(plan, console, viewed)
+    raise typer.Exit(status)
+
+
+def _run(
+    plan: Any, console: Console, viewed: Callable[[Console], Callable[[LiveHub], Any]] | None
+) -> int:
+    from pipeline.cli import Stopper
+    from pipeline.live.command import run_live
+
+    stopper = Stopper()
+    try:
+        with stopper.listening(console.say):
+            report = run_live(plan, console, stopper, viewed(console) if viewed else None)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    console.finish(report.cameras)
+    for problem in report.problems:
+        console.say(f"error: {problem}", even_if_quiet=True)
+    if stopper.pressed:
+        return INTERRUPTED
+    return FAILED if report.problems else 0
+
+
+def _view_starter(
+    view: str, tls_cert: Path | None, tls_key: Path | None, token: str | None
+) -> Callable[[Console], Callable[[LiveHub], Any]]:
+    """Checks the view's options; what it returns starts the view of a hub, and tells where it is."""
+    from pipeline.view import ViewConfig, start_view
+
+    host, port = _parse_address(view)
+    config = ViewConfig(host=host, port=port, token=token, tls_cert=tls_cert, tls_key=tls_key)
+
+    def starter(console: Console) -> Callable[[LiveHub], Any]:
+        def start(hub: LiveHub) -> Any:
+            for note in config.notes:
+                console.say(f"note: {note}")
+            server = start_view(hub, config)
+            console.say(f"view: {getattr(server, 'url', view)}")
+            return server
+
+        return start
+
+    return starter
+
+
+def _parse_address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ConfigError(f"--view must be HOST:PORT, such as 127.0.0.1:8000, got {text!r}")
+    return host.strip("[]"), int(port)

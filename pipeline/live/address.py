@@ -1,0 +1,184 @@
+"""What a user names as a camera: its kind, its name, and its address without the password.
+
+Nothing is opened here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pipeline.errors import ConfigError
+from pipeline.sources import safe_name
+
+# How an address begins, and what kind of camera that is. `rtspu` and `rtspt` are GStreamer's names
+# for RTSP whose media come over UDP and TCP.
+_KIND_OF_SCHEME = {
+    "rtsp": "rtsp", "rtsps": "rtsp", "rtspt": "rtsp", "rtspu": "rtsp",
+    "rtmp": "rtmp", "rtmps": "rtmp", "rtmpt": "rtmp", "rtmpts": "rtmp",
+    "http": "http", "https": "http", "srt": "srt", "udp": "udp",
+}  # fmt: skip
+SCHEMES = tuple(_KIND_OF_SCHEME)
+KINDS = ("rtsp", "rtmp", "http", "srt", "udp", "device", "file")
+_SECRET_KEY = re.compile(r"(?i)pass|pwd|token|secret|key|auth|sig|cred|session|streamid")
+_NAMED = re.compile(r"(?P<name>[^=/:?]+)=(?P<url>([a-z]+://|/dev/video).*)", re.DOTALL)
+_SUPPORTED = "expected rtsp://, rtmp://, http(s)://, srt://, udp:// or /dev/videoN"
+
+
+@dataclass(frozen=True)
+class Address:
+    """A camera's address, checked.
+
+    Attributes:
+        url: as FFmpeg opens it, with its password; never shown.
+        kind: one of `KINDS`.
+        shown: as given, passwords and tokens replaced by ***.
+        over_udp: RTSP's media come as datagrams instead of through the same TCP connection.
+    """
+
+    url: str = field(repr=False)
+    kind: str
+    shown: str
+    over_udp: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+
+    def scrub(self, text: str) -> str:
+        """A message without this camera's secrets, as one line."""
+        text = text.replace(self.url, self.shown)
+        for secret in _secrets(self.url):
+            text = text.replace(secret, "***")
+        return " ".join(text.split())
+
+
+def parse_address(text: str, *, files: bool = False) -> Address:
+    """Checks what is named as a camera.
+
+    Args:
+        text: a URL, `/dev/videoN`, or a file's path.
+        files: whether a file may be named, to be played at its own pace.
+
+    Raises:
+        ConfigError: it is of an unknown kind, names no host, or is a file that is not there or may
+            not be named.
+    """
+    text = text.strip()
+    if re.fullmatch(r"/dev/video[0-9]{1,4}", text):
+        return Address(text, "device", text)
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme.lower() == "file":
+        return _file(unquote(rest) if separator else text, files)
+    shown, scheme = mask(text), scheme.lower()
+    kind = _KIND_OF_SCHEME.get(scheme)
+    if kind is None:
+        raise ConfigError(f"{shown}: {scheme}:// is no kind of camera; {_SUPPORTED}")
+    if any(ord(c) < 0x21 for c in text) or not (_host(text) or kind == "udp"):
+        raise ConfigError(f"{shown}: names no host; expected {scheme}://HOST[:PORT]/PATH")
+    plain = f"rtsp://{rest}" if scheme in ("rtspt", "rtspu") else text
+    return Address(plain, kind, shown, over_udp=scheme == "rtspu")
+
+
+def split_name(text: str) -> tuple[str | None, str]:
+    """`front=rtsp://...` as ("front", "rtsp://..."); None as the name where none is given."""
+    found = _NAMED.fullmatch(text.strip())
+    return (found["name"], found["url"]) if found else (None, text)
+
+
+def check_name(name: str) -> str:
+    """The name, if it can be a camera's: short, printable, and safe as a folder.
+
+    Raises ConfigError otherwise.
+    """
+    if not name.isprintable() or len(name) > 64 or name != safe_name(name):
+        raise ConfigError(
+            f"a camera's name must be printable, up to 64 characters, without / \\ : * ? \" < > |,"
+            f" got {name[:80]!r}"
+        )
+    return name
+
+
+def usual_name(address: Address) -> str:
+    """A name for a camera that was given none: its host and path, the file's stem, or the device."""
+    if address.kind in ("file", "device"):
+        return safe_name(Path(address.url).stem)[:64]
+    rest = address.url.partition("://")[2]
+    public = rest[len(_userinfo(rest)) :].lstrip("@")
+    path = re.sub(r"[^A-Za-z0-9._-]+", "_", urlsplit(f"//{public}").path).strip("_")
+    host = re.sub(r"[^A-Za-z0-9.-]+", "_", _host(address.url)).strip("_")
+    host = host or f"port_{_port(address.url)}"
+    return safe_name(f"{host}_{path}" if path and address.kind != "rtmp" else host)[:64]
+
+
+def mask(url: str) -> str:
+    """The URL with `***` for its password, and for each value in its query that may be a secret."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    user = _userinfo(rest)
+    if user:
+        name, colon, _ = user.partition(":")
+        rest = (f"{name}:***" if colon else "***") + rest[len(user) :]
+    before, mark, query = rest.partition("?")
+    return scheme + separator + before + mark + re.sub(r"([^&=?#]+)=([^&#]*)", _mask_pair, query)
+
+
+def _mask_pair(found: re.Match[str]) -> str:
+    return f"{found[1]}=***" if _SECRET_KEY.search(found[1]) else found[0]
+
+
+def _userinfo(rest: str) -> str:
+    """What stands before the host, user and password.
+
+    A password with a bare / in it ends the authority too early, by the book; it is to be hidden all
+    the same. Only a port, which is a number, keeps an @ further on from being taken for its end.
+    """
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        return authority.rpartition("@")[0]
+    _, colon, after = authority.rpartition(":")
+    if colon and after and not after.isdecimal() and not authority.startswith("["):
+        return rest.rpartition("@")[0]
+    return ""
+
+
+def _secrets(url: str) -> list[str]:
+    """The passwords and tokens of a URL, as written and decoded; the longest first."""
+    rest = url.partition("://")[2]
+    found = {_userinfo(rest).partition(":")[2] or _userinfo(rest)}
+    for key, value in re.findall(r"([^&=?#]+)=([^&#]*)", rest.partition("?")[2]):
+        if _SECRET_KEY.search(key):
+            found.add(value)
+    found |= {unquote(secret) for secret in found}
+    return sorted((secret for secret in found if len(secret) > 2), key=len, reverse=True)
+
+
+def _host(url: str) -> str:
+    rest = url.partition("://")[2]
+    rest = rest[len(_userinfo(rest)) :].lstrip("@")
+    return (
+        re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition(":")[0]
+        or re.split(r"[:/?#]", rest, maxsplit=1)[0]
+    )
+
+
+def _port(url: str) -> str:
+    found = re.search(r":([0-9]+)", url.partition("://")[2])
+    return found[1] if found else "0"
+
+
+def _file(path: str, files: bool) -> Address:
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise ConfigError(f"{path}: no such file, and no URL; {_SUPPORTED}")
+    if not files:
+        raise ConfigError(
+            f"{path}: is a file: add --realtime to play it at its own pace, or use `roadmask run`"
+        )
+    if not os.path.isfile(path):
+        raise ConfigError(f"{path}: is a folder; name the video files in it")
+    return Address(path, "file", path)

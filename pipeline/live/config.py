@@ -1,0 +1,157 @@
+"""What `roadmask live` was asked to do, and what that comes to on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.spec import DEFAULT_MODEL, ModelFiles, Spec
+from pipeline.engines import EngineChoice, check_fit, choose_engine
+from pipeline.errors import ConfigError
+from pipeline.live.address import Address, check_name, parse_address, split_name
+from pipeline.live.delivery import CameraConfig
+from pipeline.run import check_size, model_files, versions
+
+GPU_LATENCY_MS = 200.0
+CPU_LATENCY_MS = (
+    500.0  # a step takes 15 to 30 ms on two cores, and a burst of cameras must queue for it
+)
+ENGINE_SLOTS = 16  # states in the engine's own memory; those of further cameras are swapped
+
+
+@dataclass(frozen=True)
+class LiveConfig:
+    """What `roadmask live` was asked to do.
+
+    Attributes:
+        sources: cameras, each a URL or a device, `NAME=` before it to name it; files with `realtime`.
+        model, engine, precision, size_hw: as in `RunConfig`.
+        max_latency_ms: frames that would be labelled later than this after they arrived are dropped;
+            None for 200 on a GPU and 500 on a CPU.
+        silence_seconds: without a frame for so long, a camera is opened anew.
+        open_seconds: how long opening one may take.
+        attempts: to open one in a row before it is given up; None for ever.
+        longest_gap_seconds: a gap in a camera's frames up to this long keeps its memory.
+        realtime: files may be named, and are played at their own pace.
+        inline: cameras are threads of this process instead of processes.
+        duration_seconds: how long to run; None until all files have ended, or for ever.
+        out: folder for rolling segments of colours and labels; None for none.
+        segment_seconds: length of a segment.
+        record: folder of the session to record into; None for none.
+        publish: where the overlay goes, with `{camera}` for the name; None for nowhere.
+        events: rules such as "pedestrian>0.05 for 2s -> https://...".
+
+    Raises ConfigError if they contradict each other.
+    """
+
+    sources: tuple[str, ...]
+    model: str = DEFAULT_MODEL
+    engine: str = "auto"
+    precision: str = "auto"
+    size_hw: tuple[int, int] | None = None
+    max_latency_ms: float | None = None
+    silence_seconds: float = 10.0
+    open_seconds: float = 10.0
+    attempts: int | None = None
+    longest_gap_seconds: float = 1.0
+    realtime: bool = False
+    inline: bool = False
+    duration_seconds: float | None = None
+    out: Path | None = None
+    segment_seconds: float = 600.0
+    record: Path | None = None
+    publish: str | None = None
+    events: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_size(self.size_hw)
+        for name, least in (("max_latency_ms", 1.0), ("silence_seconds", 0.1),
+                            ("open_seconds", 0.1), ("segment_seconds", 0.1),
+                            ("duration_seconds", 0.0), ("attempts", 1)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name} must be at least {least:g}, got {value:g}")
+
+
+@dataclass(frozen=True)
+class LivePlan:
+    """A checked live run, ready to go.
+
+    Attributes:
+        config: as it was asked for.
+        cameras: addresses, and the names they were given, None where they were not.
+        files: the model's.
+        choice: the engine.
+        form_sha256: of the form of the model that the engine reads, None if it reads the weights.
+        camera_config: how cameras are opened and watched.
+    """
+
+    config: LiveConfig
+    cameras: tuple[tuple[Address, str | None], ...]
+    files: ModelFiles
+    choice: EngineChoice
+    form_sha256: str | None
+    camera_config: CameraConfig
+
+    @property
+    def spec(self) -> Spec:
+        return self.camera_config.spec
+
+    def decisions(self) -> list[str]:
+        """What was decided and why, a line each."""
+        limit = 1000 * self.camera_config.max_latency_seconds
+        why = "asked for" if self.config.max_latency_ms else f"the default on {self._device}"
+        where = "threads of this process" if self.config.inline else "processes of their own"
+        return [
+            f"engine {self.choice.name} ({self.choice.runtime}): {self.choice.reason}",
+            f"frames are dropped when older than {limit:.0f} ms: {why}",
+            f"cameras are {where}",
+        ]
+
+    @property
+    def _device(self) -> str:
+        return "a CPU" if self.choice.name in ("cpu", "counting") else "a GPU"
+
+    def facts(self) -> dict[str, Any]:
+        """What manifests say of model, engine and versions."""
+        return {
+            "model": {"name": self.spec.name, "weights_sha256": self.files.weights_sha256(),
+                      "size_hw": self.config.size_hw or "by the source's aspect"},
+            "engine": {"name": self.choice.name, "runtime": self.choice.runtime,
+                       "reason": self.choice.reason, "form_sha256": self.form_sha256},
+            "max_latency_ms": 1000 * self.camera_config.max_latency_seconds,
+            "versions": versions(),
+        }  # fmt: skip
+
+
+def prepare_live(config: LiveConfig) -> LivePlan:
+    """Check all that can be checked before a camera is opened.
+
+    Raises ConfigError, ModelError or EngineError.
+    """
+    files, spec = model_files(config.model)
+    choice = choose_engine(config.engine, config.precision)
+    form = check_fit(choice, files)
+    on_cpu = choice.name in ("cpu", "counting")
+    usual_ms = CPU_LATENCY_MS if on_cpu else GPU_LATENCY_MS
+    camera_config = CameraConfig(
+        spec=spec,
+        size_hw=config.size_hw,
+        max_latency_seconds=(config.max_latency_ms or usual_ms) / 1000,
+        open_seconds=config.open_seconds,
+        silence_seconds=config.silence_seconds,
+        quiet_seconds=min(2.0, config.silence_seconds / 2),
+        attempts=config.attempts,
+        recorded=config.record is not None,
+    )
+    return LivePlan(config, _cameras(config), files, choice, form, camera_config)
+
+
+def _cameras(config: LiveConfig) -> tuple[tuple[Address, str | None], ...]:
+    cameras = []
+    for source in config.sources:
+        name, url = split_name(source)
+        given = check_name(name) if name is not None else None
+        cameras.append((parse_address(url, files=config.realtime), given))
+    return tuple(cameras)

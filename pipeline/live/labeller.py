@@ -1,0 +1,290 @@
+"""One network for all cameras: always the newest frame, of the camera that has waited longest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from threading import Event, Thread
+
+import cv2
+import numpy as np
+
+from pipeline.engines import Engine, MakeEngine
+from pipeline.frames import Gap, StreamInfo
+from pipeline.live.delivery import Frame
+from pipeline.live.hub import Shown
+from pipeline.live.lane import Lane
+from pipeline.segmenter import KEPT_IDLE_ENGINES
+from pipeline.state import StateTable
+
+LIVE_TIME_BASE = Fraction(1, 1000)  # time stamps of what comes from cameras are milliseconds
+# Cameras whose frames are brought while the network works. More would only wait and grow old where
+# it takes frames one by one.
+_AHEAD = 2
+_LEAST_SHARE = 0.25  # of the limit: so old a frame may be however slow the network is
+_USUAL_PERIODS = 3.0  # a pause of more frame periods than this is a gap
+_NEW_WEIGHT = 0.1  # of the newest in running means
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """All that is known of a labelled frame, for listeners in the network's own thread.
+
+    Attributes:
+        shown: what everybody sees of it.
+        frame: as it came.
+        shares: float32 [K], of each class.
+        fresh: the memory began anew with it.
+        began_at: `time.time()` at which the network began with it, seconds.
+        read_state: a copy of the camera's memory after it, float32 [C, h, w], and the steps it has
+            seen; only valid while the listener is being called.
+    """
+
+    shown: Shown
+    frame: Frame
+    shares: np.ndarray
+    fresh: bool
+    began_at: float
+    read_state: Callable[[], tuple[np.ndarray, int]]
+
+
+@dataclass
+class _Bench:
+    """The engine of one input size, and the states of the cameras it serves."""
+
+    engine: Engine
+    states: StateTable
+    step_seconds: float = 0.0
+
+
+@dataclass
+class _Seat:
+    """Where a camera's memory lies."""
+
+    model_hw: tuple[int, int]
+    period_seconds: float = 0.0
+
+
+class Labeller:
+    """Takes frames of all cameras, labels them, and hands them to their lanes. A thread of its own.
+
+    A camera is served when it has a frame and has waited longest, so that under overload all get the
+    same share. Engines that batch get one frame of each camera that has one. A network for a new
+    size is made beside the work; until it is there, that camera's frames are dropped.
+
+    Args:
+        make_engine: makes the engine for an input size.
+        lanes: the cameras just now, in order.
+        labelled: called with each labelled frame.
+        classes: K.
+        max_latency_seconds: frames that would be labelled later than this after they arrived go.
+        longest_gap_seconds: a gap in a camera's frames up to this long keeps its memory.
+
+    Attributes:
+        failure: what ended it, None if nothing did.
+    """
+
+    def __init__(
+        self,
+        make_engine: MakeEngine,
+        lanes: Callable[[], Sequence[Lane]],
+        labelled: Callable[[Labelled], None],
+        *,
+        classes: int,
+        max_latency_seconds: float,
+        longest_gap_seconds: float,
+    ) -> None:
+        self._make_engine, self._lanes, self._labelled = make_engine, lanes, labelled
+        self._classes, self._limit = classes, max_latency_seconds
+        self._longest_gap = longest_gap_seconds
+        self._benches: dict[tuple[int, int], _Bench | None] = {}  # None while it is made
+        self._seats: dict[Lane, _Seat] = {}
+        self._frame_came, self._stopping = Event(), Event()
+        self._thread = Thread(target=self._run, name="labeller", daemon=True)
+        self.failure: BaseException | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is a frame, or a camera has come or gone."""
+        self._frame_came.set()
+
+    def stop(self, join_seconds: float) -> None:
+        """Label no more, once the frames under way are done."""
+        self._stopping.set()
+        self._frame_came.set()
+        self._thread.join(join_seconds)
+
+    def step_ms(self) -> dict[tuple[int, int], float]:
+        """What a step of the network takes on average, for each input size in use."""
+        benches = list(self._benches.items())
+        return {size: 1000 * bench.step_seconds for size, bench in benches if bench is not None}
+
+    def _run(self) -> None:
+        cv2.setNumThreads(1)
+        try:
+            while not self._stopping.is_set():
+                self._frame_came.clear()
+                lanes = self._lanes()
+                self._tidy(lanes)
+                batch = self._pick(lanes)
+                if batch:
+                    self._label(batch)
+                else:
+                    self._frame_came.wait(0.5)
+        except Exception as error:  # for the hub's owner: without a network nothing can go on
+            self.failure = self.failure or error
+
+    def _tidy(self, lanes: Sequence[Lane]) -> None:
+        """Give up the memories of cameras that are gone, and engines nobody has needed lately."""
+        for lane in [lane for lane in self._seats if lane not in lanes or lane.over]:
+            self._leave(lane)
+        for lane in lanes:
+            if lane.drained and not lane.over and lane.frame is None:
+                lane.finish()
+        used = {seat.model_hw for seat in self._seats.values()}
+        idle = [size for size, bench in self._benches.items() if bench and size not in used]
+        for size in idle[: max(0, len(idle) - KEPT_IDLE_ENGINES)]:
+            del self._benches[size]
+
+    def _pick(self, lanes: Sequence[Lane]) -> list[tuple[Lane, Frame]]:
+        """The frames to label next, and word to the cameras that come after them."""
+        order = sorted(lanes, key=lambda lane: lane.served_at)
+        batch: list[tuple[Lane, Frame]] = []
+        bench: _Bench | None = None
+        for lane in order:
+            waiting = lane.frame
+            if waiting is None or (batch and waiting.model_hw != batch[0][1].model_hw):
+                continue
+            frame = lane.take_frame()
+            if frame is None or not self._in_time(lane, frame):
+                continue
+            bench = self._bench_for(frame.model_hw)
+            if bench is None:
+                lane.drop("preparing")
+                continue
+            batch.append((lane, frame))
+            lane.served_at = time.monotonic()
+            if not bench.engine.batches or len(batch) == bench.engine.slots:
+                break
+        together = bench is not None and bench.engine.batches
+        self._look_ahead(lanes, everybody=together or not batch)
+        return batch
+
+    def _look_ahead(self, lanes: Sequence[Lane], everybody: bool) -> None:
+        order = sorted(lanes, key=lambda lane: lane.served_at)
+        for lane in order if everybody else order[:_AHEAD]:
+            lane.want()
+
+    def _in_time(self, lane: Lane, frame: Frame) -> bool:
+        bench = self._benches.get(frame.model_hw)
+        step_seconds = bench.step_seconds if bench is not None else 0.0
+        allowed = max(self._limit - step_seconds, _LEAST_SHARE * self._limit)
+        if time.time() - frame.captured_at <= allowed:
+            return True
+        lane.drop("stale")
+        return False
+
+    def _bench_for(self, model_hw: tuple[int, int]) -> _Bench | None:
+        if model_hw not in self._benches:
+            self._benches[model_hw] = None
+            Thread(
+                target=self._make_bench, args=(model_hw,), name="make-engine", daemon=True
+            ).start()
+        return self._benches[model_hw]
+
+    def _make_bench(self, model_hw: tuple[int, int]) -> None:
+        try:
+            engine = self._make_engine(model_hw)
+            height, width = model_hw
+            # The first step is the slowest: let it not be a camera's. Its state is reset again.
+            blank = np.full((1, 1, height * 3 // 2, width), 128, np.uint8)
+            engine.step(blank, [0], [True])
+        except Exception as error:
+            self.failure = error
+            self._stopping.set()
+            self._frame_came.set()
+            return
+        self._benches[model_hw] = _Bench(engine, StateTable(engine, self._longest_gap))
+
+    def _label(self, batch: list[tuple[Lane, Frame]]) -> None:
+        bench = self._benches[batch[0][1].model_hw]
+        assert bench is not None
+        resets = [self._pass_gap(lane, frame) for lane, frame in batch]
+        began, began_at = time.monotonic(), time.time()
+        slots, fresh = bench.states.acquire([lane.name for lane, _ in batch])
+        pixels = np.stack([frame.planes[None] for _, frame in batch])
+        labels = bench.engine.step(pixels, slots, fresh)
+        bench.step_seconds = _mean(bench.step_seconds, time.monotonic() - began)
+        labelled_at = time.time()
+        for place, (lane, frame) in enumerate(batch):
+            steps = int(bench.states.advance(lane.name, 1)[0])
+            shown = Shown(
+                lane.name, frame.index, frame.captured_at, labelled_at, frame.planes,
+                labels[place, 0],
+            )  # fmt: skip
+            shares = class_shares(shown.labels, self._classes)
+            lane.labelled(frame, shown, shares, resets[place])
+            read = partial(_read_state, bench.engine, slots[place], steps)
+            self._labelled(Labelled(shown, frame, shares, fresh[place], began_at, read))
+
+    def _pass_gap(self, lane: Lane, frame: Frame) -> bool:
+        """Tell the camera's state what is missing before a frame; True if it was reset."""
+        seat = self._seats.get(lane)
+        if seat is None or seat.model_hw != frame.model_hw:
+            self._leave(lane)
+            self._seats[lane] = _Seat(frame.model_hw)
+            return seat is not None
+        gap = self._gap(lane, frame, seat)
+        bench = self._benches[frame.model_hw]
+        return gap is not None and bench is not None and bench.states.pass_gap(gap)
+
+    def _gap(self, lane: Lane, frame: Frame, seat: _Seat) -> Gap | None:
+        last = lane.last
+        if last is None:
+            return None
+        stream = StreamInfo(lane.name, lane.address.shown, frame.size_hw, LIVE_TIME_BASE)
+        if frame.size_hw != last.size_hw:
+            return Gap(stream, frame.index, None, "the camera's picture changed its size")
+        seconds = _seconds_between(last, frame)
+        follows = frame.index == last.index + 1 and frame.connection == last.connection
+        if follows:
+            paused = seconds > self._longest_gap and seat.period_seconds > 0
+            if not (paused and seconds > _USUAL_PERIODS * seat.period_seconds):
+                seat.period_seconds = _mean(seat.period_seconds, seconds)
+                return None
+        return Gap(stream, frame.index, seconds, "frames are missing")
+
+    def _leave(self, lane: Lane) -> None:
+        seat = self._seats.pop(lane, None)
+        bench = self._benches.get(seat.model_hw) if seat is not None else None
+        if bench is not None:
+            bench.states.release(lane.name)
+
+
+def _seconds_between(last: Frame, frame: Frame) -> float:
+    """Time between two frames by the camera's clock, which a machine that is late does not move; by
+    their arrival where it cannot be told."""
+    before, after = last.stamp_seconds, frame.stamp_seconds
+    same_clock = frame.connection == last.connection and before is not None and after is not None
+    if same_clock and after > before:  # type: ignore[operator]
+        return after - before  # type: ignore[operator]
+    return frame.captured_at - last.captured_at
+
+
+def _read_state(engine: Engine, slot: int, steps: int) -> tuple[np.ndarray, int]:
+    return engine.read_state(slot), steps
+
+
+def class_shares(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Share of each class in a label map, float32 [classes]."""
+    counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()
+    return (counts[:classes] / labels.size).astype(np.float32)
+
+
+def _mean(mean: float, newest: float) -> float:
+    return newest if mean == 0 else mean + _NEW_WEIGHT * (newest - mean)

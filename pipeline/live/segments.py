@@ -1,0 +1,156 @@
+"""`--out`: the colours and labels of each camera in files of some minutes each, closed whole."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import OutputError
+from pipeline.frames import EndOfStream, Gap, LabelBatch, StreamInfo
+from pipeline.live.hub import Shown, Subscription
+from pipeline.live.labeller import LIVE_TIME_BASE
+from pipeline.live.live import Listener, LiveHub
+from pipeline.palette import Palette
+from pipeline.sinks import OutputOptions, Sink
+from pipeline.sources import safe_name
+
+_WAITING_FRAMES = 32  # a disk that is slow for a second costs no frame
+_RETRY_SECONDS = 10.0
+
+
+class SegmentFiles(Listener):
+    """Writes `OUT/CAMERA/20260131T235959Z/` with the files of a run, a new folder every so often.
+
+    They are at the network's size: a camera's own picture is what `--record` keeps.
+
+    Args:
+        out: the folder.
+        palette: names and colours of the classes.
+        facts: what the manifests say of model and engine.
+        segment_seconds: length of a segment.
+
+    Attributes:
+        problems: what could not be written, a line each.
+    """
+
+    def __init__(
+        self, out: Path, palette: Palette, facts: dict[str, Any], segment_seconds: float
+    ) -> None:
+        self._out, self._palette, self._facts = out, palette, facts
+        self._segment_seconds = segment_seconds
+        self._threads: list[Thread] = []
+        self._lock = Lock()
+        self.problems: list[str] = []
+
+    def camera_added(self, hub: LiveHub, name: str, shown_url: str) -> None:
+        feed = hub.subscribe(name, _WAITING_FRAMES)
+        thread = Thread(
+            target=self._write, args=(feed, name, shown_url), name=f"out-{name}", daemon=True
+        )
+        with self._lock:
+            self._threads = [old for old in self._threads if old.is_alive()]
+            self._threads.append(thread)
+        thread.start()
+
+    def close(self, timeout_seconds: float = 30.0) -> None:
+        """Wait until the last segments are closed; the hub has ended its cameras before."""
+        deadline = time.monotonic() + timeout_seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _write(self, feed: Subscription, name: str, shown_url: str) -> None:
+        segment: _Segment | None = None
+        retry_at = 0.0
+        while True:
+            shown = feed.take(0.5)
+            try:
+                if segment is not None and self._is_to_end(segment, shown):
+                    ended, segment = segment, None
+                    ended.finish()
+                if shown is not None and time.monotonic() >= retry_at:
+                    segment = segment or _Segment(
+                        self._out / safe_name(name), self._palette, self._facts, name, shown_url,
+                        shown,
+                    )  # fmt: skip
+                    segment.write(shown)
+                if shown is None and feed.over:
+                    if segment is not None:
+                        segment.finish()
+                    return
+            except OutputError as error:
+                segment, retry_at = None, time.monotonic() + _RETRY_SECONDS
+                if str(error) not in self.problems:
+                    self.problems.append(str(error))
+
+    def _is_to_end(self, segment: _Segment, shown: Shown | None) -> bool:
+        if shown is not None and shown.labels.shape != segment.stream.size_hw:
+            return True
+        now = shown.captured_at if shown is not None else time.time()
+        return now - segment.began_at >= self._segment_seconds
+
+
+class _Segment:
+    """One folder of files, from its first frame to its last."""
+
+    def __init__(
+        self,
+        folder: Path,
+        palette: Palette,
+        facts: dict[str, Any],
+        name: str,
+        shown_url: str,
+        first: Shown,
+    ) -> None:
+        self.began_at = first.captured_at
+        self.stream = StreamInfo(
+            stream_id=safe_name(name),
+            source=shown_url,
+            size_hw=(first.labels.shape[0], first.labels.shape[1]),
+            time_base=LIVE_TIME_BASE,
+            matrix="bt601",
+            details={"live": True, "began_at": self.began_at},
+        )
+        began = datetime.fromtimestamp(self.began_at, UTC)
+        self._sink = Sink(_free(folder, f"{began:%Y%m%dT%H%M%SZ}"), palette, OutputOptions(), facts)
+        self._last_index: int | None = None
+        self._pts = -1
+        self._frames = 0
+
+    def write(self, shown: Shown) -> None:
+        """Raises OutputError; then nothing of the segment is left."""
+        if self._last_index is not None and shown.frame_index != self._last_index + 1:
+            missing = shown.frame_index - self._last_index - 1
+            self._sink.note_gap(
+                Gap(self.stream, shown.frame_index, None, f"{missing} frames were not labelled")
+            )
+        # Two frames may arrive within the same millisecond.
+        self._pts = max(self._pts + 1, round((shown.captured_at - self.began_at) / LIVE_TIME_BASE))
+        monotonic = time.monotonic()
+        latency = shown.labelled_at - shown.captured_at
+        try:
+            self._sink.write(
+                LabelBatch(
+                    self.stream, shown.frame_index, (self._pts,), shown.labels[None],
+                    (monotonic - latency,), monotonic, np.array([0]),
+                )
+            )  # fmt: skip
+        except BaseException:
+            self._sink.abort()
+            raise
+        self._last_index, self._frames = shown.frame_index, self._frames + 1
+
+    def finish(self) -> None:
+        """Close the files and give them their names. Raises OutputError."""
+        self._sink.finish(EndOfStream(self.stream, self._frames))
+
+
+def _free(folder: Path, name: str) -> Path:
+    number, free = 2, folder / name
+    while free.exists():
+        free, number = folder / f"{name}_{number}", number + 1
+    return free

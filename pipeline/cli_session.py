@@ -1,0 +1,166 @@
+"""`roadmask record` and `roadmask replay` as the command line sees them."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import ConfigError
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def record_session(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="rtsp://, rtmp://, http(s)://, srt://, udp://, /dev/videoN, or a file played at its pace.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the session; one that is there goes on.")],
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Stop after so long; by default on Ctrl-C.")
+    ] = None,
+    segment: Annotated[
+        float, typer.Option(metavar="S", help="Close a segment, at a key frame, after so long.")
+    ] = 10.0,
+    keep_hours: Annotated[
+        float | None, typer.Option(metavar="H", help="Remove segments older than this.")
+    ] = None,
+    keep_gb: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Remove the oldest segments beyond this size."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+) -> None:
+    """Record cameras as they come, without labelling and without encoding again.
+
+    Exit status: 0 all done, 1 some camera or the disk failed, 2 wrong use, 130 interrupted.
+    """
+    from pipeline.session.capture import record_cameras
+    from pipeline.session.format import Limits
+
+    limits = Limits(
+        segment_seconds=segment,
+        max_age_seconds=None if keep_hours is None else 3600 * keep_hours,
+        max_bytes=None if keep_gb is None else int(keep_gb * 10**9),
+    )
+    if seconds is not None and not seconds > 0:
+        raise ConfigError(f"--seconds must be above 0, got {seconds}")
+    with _stopping() as stop:
+        failed = record_cameras(sources, out, limits, seconds, stop, _say(quiet))
+        if stop():
+            raise typer.Exit(INTERRUPTED)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def replay_session(
+    session: Annotated[Path, typer.Argument(metavar="SESSION", help="Folder of a session.")],
+    speed: Annotated[
+        str, typer.Option(metavar="X|max", help="Times the recorded speed, or max.")
+    ] = "1",
+    start: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Start here; the memory is as it was then.")
+    ] = 0.0,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the labels with those recorded.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OTHER", help="Another network: writes a report of the two side by side."
+        ),
+    ] = None,
+    report: Annotated[
+        Path, typer.Option(help="Folder of the side-by-side report of --model.")
+    ] = Path("replay-report"),
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="auto|cpu|cuda|tensorrt", help="By default as recorded."),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="auto|f32|bf16|int8", help="By default as recorded."),
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve the live view of the replay.")
+    ] = None,
+    paused: Annotated[
+        bool, typer.Option("--paused", help="With --view: wait there for play or step.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+) -> None:
+    """Play a recorded session through the same stages as when it was live.
+
+    No frame is dropped, whatever the speed. With --verify and the recorded network and engine, all labels
+    are identical.
+
+    Exit status: 0 all done (and identical, with --verify), 1 labels differ, 2 wrong use, 130 interrupted.
+    """
+    from pipeline.session.replay import Replay, ReplayConfig
+
+    config = ReplayConfig(
+        session, speed=_parse_speed(speed), start_seconds=start, verify=verify, model=model,
+        engine=engine, precision=precision, report=report if model and not verify else None, paused=paused,
+    )  # fmt: skip
+    if paused and view is None:
+        raise ConfigError("--paused needs --view: nobody else could let it go on")
+    say = _say(quiet)
+    replay = Replay(config)
+    for note in replay.notes:
+        say(f"note: {note}")
+    with _stopping() as stop, replay.viewed(view, say):
+        for line in replay.play(stop, stay=view is not None):
+            say(line)
+        if stop():
+            raise typer.Exit(INTERRUPTED)
+    if replay.verification is not None and not replay.verification.identical:
+        raise typer.Exit(FAILED)
+
+
+def _parse_speed(text: str) -> float:
+    if text == "max":
+        return math.inf
+    try:
+        value = float(text.removesuffix("x"))
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"--speed must be a number above 0, or max, got {text!r}")
+    return value
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    return say
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM) asks to stop, the second gives up at once."""
+    pressed = False
+
+    def press(signum: int, frame: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: pressed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

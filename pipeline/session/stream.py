@@ -1,0 +1,150 @@
+"""What a decoder must know of a stream before its first packet, so that a replay decodes alike."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+from av.codec.codec import UnknownCodecError
+from av.video.codeccontext import VideoCodecContext
+from av.video.stream import VideoStream
+
+from pipeline.errors import MediaError
+from pipeline.session.checks import (
+    MOST_EXTRADATA_BYTES,
+    MOST_PIXELS_A_SIDE,
+    FormatError,
+    bounded_int,
+    expect,
+    text,
+)
+
+_COLOURS = ("color_primaries", "color_range", "color_trc", "colorspace")
+
+
+@dataclass(frozen=True)
+class StreamParameters:
+    """One connection's video stream.
+
+    Attributes:
+        codec: FFmpeg's name of the codec, such as "h264".
+        codec_tag: the container's four characters as a number, 0 if it has none.
+        extradata: the codec's set-up data, as it came.
+        size_hw: coded height and width in pixels; 0 where unknown before the first frame.
+        pix_fmt: pixel format, None where unknown.
+        time_base: seconds a tick of the packets' time stamps.
+        rate: frames a second as the stream states it, None if it does not.
+        colours: primaries, range, transfer and matrix as numbers of ITU-T H.273.
+    """
+
+    codec: str
+    codec_tag: int
+    extradata: bytes
+    size_hw: tuple[int, int]
+    pix_fmt: str | None
+    time_base: Fraction
+    rate: Fraction | None = None
+    colours: tuple[int, int, int, int] = (2, 0, 2, 2)  # "not specified"
+
+    @classmethod
+    def of(cls, stream: VideoStream) -> StreamParameters:
+        """Of an opened stream, before its first packet is decoded."""
+        context = stream.codec_context
+        assert stream.time_base is not None
+        return cls(
+            codec=context.name,
+            codec_tag=_tag_number(context.codec_tag),
+            extradata=bytes(context.extradata or b""),
+            size_hw=(context.height, context.width),
+            pix_fmt=context.pix_fmt,
+            time_base=Fraction(stream.time_base),
+            rate=stream.average_rate or stream.guessed_rate or None,
+            colours=tuple(int(getattr(context, name)) for name in _COLOURS),  # type: ignore[arg-type]
+        )
+
+    def open_decoder(self) -> VideoCodecContext:
+        """A decoder on one thread: exact on damaged streams, and without delay.
+
+        Raises MediaError if this build of FFmpeg has none for it.
+        """
+        try:
+            context = av.CodecContext.create(self.codec, "r")
+        except UnknownCodecError as error:
+            raise MediaError(f"no decoder for {self.codec!r} here") from error
+        if not isinstance(context, VideoCodecContext):
+            raise MediaError(f"{self.codec!r} is no video codec")
+        if self.extradata:
+            context.extradata = self.extradata
+        if min(self.size_hw) > 0:
+            context.height, context.width = self.size_hw
+        if self.pix_fmt:
+            context.pix_fmt = self.pix_fmt
+        if self.codec_tag:
+            context.codec_tag = self.codec_tag.to_bytes(4, "little").decode("latin-1")
+        for name, value in zip(_COLOURS, self.colours, strict=True):
+            setattr(context, name, value)
+        context.thread_count = 1
+        try:
+            context.open()
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError(f"the decoder of {self.codec!r} does not open: {error}") from error
+        return context
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for the log."""
+        plain = asdict(self)
+        plain["extradata"] = self.extradata.hex()
+        plain["time_base"] = str(self.time_base)
+        plain["rate"] = str(self.rate) if self.rate else None
+        return plain
+
+    @classmethod
+    def from_json(cls, raw: Any) -> StreamParameters:
+        """Raises FormatError for anything that `to_json` does not write."""
+        expect(isinstance(raw, dict), "stream must be an object")
+        extradata = text(raw, "extradata", 2 * MOST_EXTRADATA_BYTES)
+        size = raw.get("size_hw")
+        colours = raw.get("colours")
+        expect(isinstance(size, list) and len(size) == 2, "size_hw must be two numbers")
+        expect(isinstance(colours, list) and len(colours) == 4, "colours must be four numbers")
+        try:
+            data = bytes.fromhex(extradata)
+        except ValueError as error:
+            raise FormatError("extradata must be hexadecimal") from error
+        return cls(
+            codec=text(raw, "codec", 64),
+            codec_tag=bounded_int(raw.get("codec_tag"), "codec_tag", 0, 2**32 - 1),
+            extradata=data,
+            size_hw=tuple(bounded_int(s, "size_hw", 0, MOST_PIXELS_A_SIDE) for s in size),  # type: ignore[arg-type]
+            pix_fmt=_pixel_format(raw),
+            time_base=_fraction(text(raw, "time_base", 64)),
+            rate=None if raw.get("rate") is None else _fraction(text(raw, "rate", 64)),
+            colours=tuple(bounded_int(c, "colours", 0, 255) for c in colours),  # type: ignore[arg-type]
+        )
+
+
+def _tag_number(tag: str | int) -> int:
+    return tag if isinstance(tag, int) else int.from_bytes(tag.encode("latin-1")[:4], "little")
+
+
+def _pixel_format(raw: dict[str, Any]) -> str | None:
+    if raw.get("pix_fmt") is None:
+        return None
+    name = text(raw, "pix_fmt", 64)
+    try:
+        av.VideoFormat(name)
+    except ValueError as error:
+        raise FormatError(f"pix_fmt {name!r} is unknown") from error
+    return name
+
+
+def _fraction(given: str) -> Fraction:
+    try:
+        value = Fraction(given)
+    except (ValueError, ZeroDivisionError) as error:
+        raise FormatError(f"{given!r} is no fraction") from error
+    expect(value > 0, f"{given!r} must be positive")
+    expect(max(value.numerator, value.denominator) < 2**31, f"{given!r} is out of range")
+    return value

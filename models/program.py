@@ -20,7 +20,7 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def make_step(files: ModelFiles, precision: str) -> StreamStep:
-    """A model's step for inference, its weights in `precision` ("f32", "f16" or "bf16"), channels last.
+    """A model's step for inference, its weights in `precision`: "f32", "f16" or "bf16".
 
     Its input stays uint8 and its labels int32; its state has the weights' precision.
 
@@ -31,8 +31,7 @@ def make_step(files: ModelFiles, precision: str) -> StreamStep:
     mean, std = network.mean, network.std
     network.to(DTYPES[precision])
     network.mean, network.std = mean, std
-    step = StreamStep(network).eval().requires_grad_(False)
-    return step.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return StreamStep(network).eval().requires_grad_(False)
 
 
 def fold_batch_norms(network: nn.Module) -> None:
@@ -65,9 +64,7 @@ def example_inputs(
     )
 
 
-def export_program(
-    step: StreamStep, size_hw: tuple[int, int], largest: int
-) -> ExportedProgram:
+def export_program(step: StreamStep, size_hw: tuple[int, int], largest: int) -> ExportedProgram:
     """The step as one graph for frames of `size_hw` and 1 to `largest` streams.
 
     Its inputs are `planes` and `state`, its outputs the labels and the next state.

@@ -13,6 +13,8 @@ import typer
 
 from pipeline import __version__
 from pipeline.cli_eval import evaluate_model
+from pipeline.cli_live import watch_live
+from pipeline.cli_session import record_session, replay_session
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ def run(
     precision: Annotated[
         str,
         typer.Option(
-            metavar="auto|f32|bf16|int8",
+            metavar="auto|f32|f16|bf16|int8",
             help="What the network multiplies in; int8 is the fastest on a CPU, and a little coarser.",
         ),
     ] = "auto",
@@ -124,6 +126,9 @@ def run(
         str | None,
         typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run of the same was cut off.")
+    ] = False,
     inline: Annotated[
         bool, typer.Option("--inline", help="Run in this process, for debugging and profiling.")
     ] = False,
@@ -160,7 +165,7 @@ def run(
                 sources=tuple(sources), out=out,
                 options=OutputOptions(labels=labels, color=color, overlay=overlay),
                 model=model, engine=engine, precision=precision, size_hw=_parse_size(size),
-                placement=_placement(inline, placement), address=address,
+                placement=_placement(inline, placement), address=address, resume=resume,
             )
         )  # fmt: skip
         raise typer.Exit(_execute(plan, display))
@@ -177,7 +182,9 @@ def _execute(plan: Plan, display: Display) -> int:
     from pipeline.run import run
 
     stopper = Stopper()
-    display.begin(len(plan.sources) + len(plan.failures))
+    display.begin(len(plan.sources) + len(plan.failures) + len(plan.done))
+    for warning in plan.warnings:
+        display.warn(warning)
     for decision in plan.decisions():
         display.say(decision)
     try:
@@ -260,28 +267,57 @@ def train(
 
 
 app.command("eval")(evaluate_model)
+app.command("live")(watch_live)
+app.command("record")(record_session)
+app.command("replay")(replay_session)
 
 
 @app.command("compile")
 def compile_model(
-    model: Annotated[str, typer.Argument(help="A shipped model's name or a model's folder.")],
-    calibrate: Annotated[
-        list[str],
-        typer.Option(metavar="SOURCE", help="Footage like what will be seen; repeatable."),
-    ],
-    precision: Annotated[str, typer.Option(metavar="int8", help="What to make.")] = "int8",
-    frames: Annotated[int, typer.Option(min=1, help="Frames to calibrate with.")] = 200,
+    model: Annotated[
+        str, typer.Argument(help="A shipped model's name or a model's folder.")
+    ] = "roadnet",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to build for.")
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|f32|f16|bf16|int8",
+            help="What the network multiplies in; int8 where footage to calibrate with is given.",
+        ),
+    ] = None,
+    streams: Annotated[
+        int, typer.Option(min=1, max=64, help="Streams that a GPU takes at once.")
+    ] = 8,
     size: Annotated[
         str | None,
-        typer.Option(metavar="HxW", help="Input size to calibrate at; by default from the model."),
+        typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
     ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Make the model's INT8 form for CPUs first, from footage like what will be seen;"
+            " repeatable (needs the extra `int8`).",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames to calibrate with.")] = 200,
 ) -> None:
-    """Make a model's INT8 form for CPUs, beside its weights (needs the extra `int8`)."""
-    from pipeline.compile import make_int8
+    """Build an engine, read it back, check it against float32, and say how fast it is."""
+    from pipeline.compile import compile_engine, make_int8
 
-    if precision != "int8":
-        raise ConfigError(f"precision {precision!r} needs no compiling: only int8 does")
-    print(make_int8(model, tuple(calibrate), frames, _parse_size(size)))
+    size_hw = _parse_size(size)
+    if calibrate:
+        if engine not in ("auto", "cpu") or precision not in (None, "int8"):
+            raise ConfigError("--calibrate makes INT8 for CPUs: give no other engine or precision")
+        engine, precision = "cpu", "int8"
+        make_int8(model, tuple(calibrate), frames, size_hw)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    print(compile_engine(model, engine, precision or "auto", streams, size_hw, say))
 
 
 @app.command()
@@ -316,11 +352,21 @@ def bench(
         str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(metavar="auto|f32|bf16|int8", help="What the network multiplies in.")
+        str, typer.Option(metavar="auto|f32|f16|bf16|int8", help="What the network multiplies in.")
     ] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs.")] = 3,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Measure over the video's first frames only.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="peers|streams|chunk|size|engines|stages|all",
+            help="Measure this instead; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    """Measure this pipeline against the loop people write: a table, then a line of JSON."""
+    """Measure this pipeline against the loops people use: a table, then a line of JSON."""
     import json
 
     from pipeline.bench import compare, table
@@ -329,8 +375,9 @@ def bench(
         print(line, file=sys.stderr, flush=True)
 
     result = compare(
-        source, model=model, engine=engine, precision=precision, rounds=rounds, say=say
-    )
+        source, model=model, engine=engine, precision=precision, rounds=rounds,
+        frames=frames, sweep=sweep or (), say=say,
+    )  # fmt: skip
     print(table(result))
     print(json.dumps(result))
 

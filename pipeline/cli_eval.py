@@ -18,6 +18,22 @@ def evaluate_model(
         Path,
         typer.Argument(help="Folder with images/ and labels/ (or masks/), or of rendered clips."),
     ],
+    include: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Only pictures or clips in whose name it is found."),
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="None in whose name it is found.")
+    ] = None,
+    sequence_step: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Pictures whose numbers rise by N follow each other, 0: none do; by default those"
+            " that rise by equal steps.",
+        ),
+    ] = None,
     reset_every_frame: Annotated[
         bool, typer.Option("--reset-every-frame", help="Start the state anew with every frame.")
     ] = False,
@@ -64,8 +80,8 @@ def evaluate_model(
 ) -> None:
     """Measure a network on labelled footage: accuracy, steadiness, robustness.
 
-    Each clip, and each run of stills whose names count up by equal steps, is a stream, through which the
-    network's state is carried.
+    Each clip is a stream, through which the network's state is carried, and so is each run of pictures
+    whose names count up: say with --sequence-step by how much if they were taken at different rates.
     """
     if reset_every_frame and compare_reset:
         raise ConfigError("--reset-every-frame and --compare-reset exclude each other: give one")
@@ -77,9 +93,10 @@ def evaluate_model(
 
     try:
         eval_command.main(
-            model, dataset, modes=modes or ("carried",), steadiness=steadiness,
-            robustness=robustness, bursts=bursts, scales=scales, flip=flip, precision=precision,
-            seed=seed, json_to=json_to, report=report, quiet=quiet,
+            model, dataset, include=include, exclude=exclude, sequence_step=sequence_step,
+            modes=modes or ("carried",), steadiness=steadiness, robustness=robustness,
+            bursts=bursts, scales=scales, flip=flip, precision=precision, seed=seed,
+            json_to=json_to, report=report, quiet=quiet,
         )  # fmt: skip
     except (DataError, SpecError) as error:
         raise ConfigError(str(error)) from error

@@ -1,19 +1,89 @@
-"""`roadmask compile`: forms of a model that are made once, by whoever ships it."""
+"""`roadmask compile`: builds an engine, reads it back, and checks it; makes a model's INT8 form before,
+where footage is given to calibrate with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 
 from models.export import QuantizationError, ensure_quantizer, quantize
-from models.spec import SpecError
+from models.spec import ModelFiles, Spec, SpecError
 from pipeline.decode import Decoder
+from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
 from pipeline.errors import ConfigError, ModelError, OutputError
 from pipeline.frames import FrameBatch
 from pipeline.run import check_size, model_files
 from pipeline.sources import Source, expand
+
+WIDESCREEN_HW = (720, 1280)  # footage is mostly of this shape
+Say = Callable[[str], None]
+
+
+def compile_engine(
+    model: str,
+    engine: str,
+    precision: str,
+    streams: int,
+    size_hw: tuple[int, int] | None,
+    say: Say,
+) -> Path:
+    """Build an engine for 1 to `streams` streams, read it back, check it, and say how it does.
+
+    Args:
+        size_hw: input size; None for what the model says of widescreen footage.
+        say: takes the findings, a line each.
+
+    Returns the engine's file.
+
+    Raises ModelError, or EngineError where it cannot be built, or is not right.
+    """
+    check_size(size_hw)
+    files, spec = model_files(model)
+    choice = choose_engine(engine, precision)
+    check_fit(choice, files)
+    size_hw = size_hw or spec.model_hw(WIDESCREEN_HW)
+    say(f"engine {choice.name} ({choice.runtime}): {choice.reason}")
+    from pipeline.engines.build import build
+
+    began = perf_counter()
+    built = build(choice, files, size_hw, streams)
+    seconds = perf_counter() - began
+    share = built.converted / built.operators
+    say(f"operators {built.converted} of {built.operators} ({share:.1%})")
+    say(f"built in {seconds:.1f} s, {built.size_bytes / 1e6:.1f} MB, {size_hw[0]}x{size_hw[1]}")
+    _check(choice, files, spec, size_hw, streams, say)
+    return built.path
+
+
+def _check(
+    choice: EngineChoice, files: ModelFiles, spec: Spec, size_hw: tuple[int, int], streams: int,
+    say: Say,
+) -> None:  # fmt: skip
+    """Read an engine back and hold it against float32. Raises EngineError if it is not right."""
+    from pipeline.engines.check import TOLERANCES, check, ensure, latencies_ms
+    from pipeline.engines.cuda import GraphEngine, bucket_sizes
+    from pipeline.engines.eager import EagerEngine
+
+    engine = engine_factory(choice, files, spec, max(2, streams))(size_hw)
+    where = engine.device.torch_device.type if isinstance(engine, GraphEngine) else "cpu"
+    plain = EngineChoice(where, "torch float32", "to check with", choice.threads)
+    findings = check(engine, EagerEngine(plain, files, size_hw, 2), size_hw)
+    tolerance = TOLERANCES[choice.precision]
+    say(
+        f"against float32: labels differ on {findings.labels:.2%} (at most {tolerance.labels:.2%}),"
+        f" states by {findings.state:.5f} (at most {tolerance.state})"
+    )
+    say(
+        f"the same frames again: labels differ on {findings.repeated:.2%}; frames of another seed:"
+        f" {findings.other_seed:.2%}, states by {findings.other_seed_state:.3f}"
+    )
+    ensure(findings, choice.precision)
+    sizes = bucket_sizes(streams) if engine.batches else [1]
+    times = latencies_ms(engine, size_hw, sizes)
+    say("latency, ms a step of 1 frame: " + ", ".join(f"{n}: {ms:.2f}" for n, ms in times.items()))
 
 
 def make_int8(

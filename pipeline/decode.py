@@ -20,9 +20,19 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from pipeline.errors import MediaError
-from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, Pictures, StreamInfo
+from pipeline.frames import (
+    GROUP_FRAMES,
+    EndOfStream,
+    FrameBatch,
+    FrameItem,
+    Gap,
+    Mark,
+    Pictures,
+    StreamInfo,
+)
 from pipeline.planes import FrameFormat, PlaneConverter
 from pipeline.reader import ImageReader, VideoReader
+from pipeline.seek import WINDOW_FRAMES
 from pipeline.sources import Source
 
 ModelSize = Callable[[tuple[int, int]], tuple[int, int]]
@@ -53,6 +63,8 @@ class Decoder:
         threads: int = 1,
         stop: Callable[[], bool] | None = None,
         batch_bytes: int | None = None,
+        mark_seconds: float | None = None,
+        start: Mark | None = None,
     ) -> None:
         """
         Args:
@@ -68,6 +80,10 @@ class Decoder:
                 frames B-frames may be missing that come later in the file.
             batch_bytes: upper bound of a batch's `pixels` and `pictures` together; batches have
                 fewer frames to stay under it, but never less than one. None for no bound.
+            mark_seconds: how often a batch brings a `Mark`, at the next multiple of `GROUP_FRAMES`,
+                where batches end then; None for never.
+            start: a mark of an earlier decoder of this source, to go on from: what comes is what
+                that one gave after it.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
@@ -78,6 +94,7 @@ class Decoder:
         self._source, self._model_hw = source, model_hw
         self._chunk_frames, self._pictures = chunk, pictures
         self._threads, self._stop, self._batch_bytes = threads, stop, batch_bytes
+        self._mark_seconds, self._start = mark_seconds, start
         self._reader: VideoReader | ImageReader | None = None
 
     def __enter__(self) -> Decoder:
@@ -98,7 +115,7 @@ class Decoder:
             reader.close()
 
     def __iter__(self) -> Generator[FrameItem, None, None]:
-        """Decodes from the start. Closing the generator closes the source.
+        """Decodes from the start, or the mark. Closing the generator closes the source.
 
         Raises:
             SourceNotFoundError: the file is not there.
@@ -120,7 +137,8 @@ class Decoder:
 
     def _items(self, reader: VideoReader | ImageReader) -> Iterator[FrameItem]:
         chunk: _Chunk | None = None
-        count = restarts = 0
+        count, size_hw, restarts = self._go_on(reader)
+        marker = _Marker(reader, self._mark_seconds)
         for frame, pts in reader:
             anew = reader.clock.restarts > restarts
             into = chunk
@@ -133,16 +151,28 @@ class Decoder:
                     raise
                 reader.leave_out(pts, str(error).removeprefix(f"{self._source.uri}: "))
                 continue
-            if chunk is not None and into is not chunk:
-                yield from chunk.take()
-                yield from _gap(chunk, into, count, anew)
-            chunk, restarts = into, reader.clock.restarts
+            if into is not chunk:
+                if chunk is not None:
+                    yield from chunk.take()
+                if size_hw is not None:
+                    yield from _gap(size_hw, into.stream, count, anew)
+            chunk, size_hw, restarts = into, into.stream.size_hw, reader.clock.restarts
             count += 1
-            if chunk.full:
-                yield from chunk.take()
+            marker.pass_frame(frame, count)
+            if chunk.full or marker.at_boundary(count):
+                yield from chunk.take(marker.mark(count, size_hw))
         if chunk is not None:
             yield from chunk.take()
         yield self._end(reader, chunk, count)
+
+    def _go_on(self, reader: VideoReader | ImageReader) -> tuple[int, tuple[int, int] | None, int]:
+        """Bring the reader to the start; frames before it, size of the last, restarts of the clock."""
+        if self._start is None:
+            return 0, None, 0
+        saved = self._start.decoder
+        reader.go_on(self._start.frame_index, saved)
+        height, width = saved["size_hw"]
+        return self._start.frame_index, (height, width), saved["clock"]["restarts"]
 
     def _start_chunk(
         self, reader: VideoReader | ImageReader, frame: VideoFrame, frame_index: int
@@ -177,7 +207,7 @@ class Decoder:
         self, reader: VideoReader | ImageReader, chunk: _Chunk | None, frame_count: int
     ) -> EndOfStream:
         tally = reader.tally
-        if chunk is None and not tally.interrupted:
+        if frame_count == 0 and not tally.interrupted:
             raise MediaError(f"{self._source.uri}: {_why_no_frame(reader)}")
         return EndOfStream(
             chunk.stream if chunk else _describe(self._source, reader),
@@ -188,6 +218,37 @@ class Decoder:
             notes=(*tally.all_notes(), *reader.clock.notes),
             interrupted=tally.interrupted,
         )
+
+
+class _Marker:
+    """Makes a mark now and then, with what the reader needs to come back to it."""
+
+    def __init__(self, reader: VideoReader | ImageReader, every_seconds: float | None) -> None:
+        self._reader, self._every_seconds = reader, every_seconds
+        self._last = time.monotonic()
+        self._due = False
+
+    def at_boundary(self, count: int) -> bool:
+        """Whether a batch must end behind the first `count` frames."""
+        return self._every_seconds is not None and count % GROUP_FRAMES == 0
+
+    def pass_frame(self, frame: VideoFrame, count: int) -> None:
+        """See the frame given last, the `count`th of the stream."""
+        if self._every_seconds is None:
+            return
+        place = count % GROUP_FRAMES or GROUP_FRAMES
+        if place == GROUP_FRAMES - WINDOW_FRAMES + 1:
+            self._due = time.monotonic() - self._last >= self._every_seconds
+        if self._due and place > GROUP_FRAMES - WINDOW_FRAMES:
+            self._reader.remember(frame)
+
+    def mark(self, count: int, size_hw: tuple[int, int]) -> Mark | None:
+        """A mark behind the first `count` frames, if one is due there."""
+        # What comes after the user's stop may lack frames that come later in the file.
+        if not self._due or not self.at_boundary(count) or self._reader.tally.interrupted:
+            return None
+        self._due, self._last = False, time.monotonic()
+        return Mark(count, {**self._reader.save(), "size_hw": list(size_hw)})
 
 
 class _Chunk:
@@ -233,7 +294,7 @@ class _Chunk:
         self._pts.append(pts)
         self._decoded_at.append(time.monotonic())
 
-    def take(self) -> Iterator[FrameBatch]:
+    def take(self, mark: Mark | None = None) -> Iterator[FrameBatch]:
         """The frames added so far as a batch, if there are any; begins anew after them."""
         frames = len(self._pts)
         if frames == 0:
@@ -246,6 +307,7 @@ class _Chunk:
             self._pixels[:frames],
             tuple(self._decoded_at),
             pictures,
+            mark,
         )
         self._frame_index += frames
         self._begin()
@@ -303,14 +365,14 @@ def _frame_details(frame: VideoFrame, converter: PlaneConverter) -> dict[str, An
     return found
 
 
-def _gap(before: _Chunk, after: _Chunk, frame_index: int, anew: bool) -> Iterator[Gap]:
+def _gap(old: tuple[int, int], after: StreamInfo, frame_index: int, anew: bool) -> Iterator[Gap]:
     """What is between two chunks, if it is more than another pixel format."""
-    old, new = before.stream.size_hw, after.stream.size_hw
+    new = after.size_hw
     if old != new:
         reason = f"size changed from {old[1]}x{old[0]} to {new[1]}x{new[0]}"
-        yield Gap(after.stream, frame_index, None, reason)
+        yield Gap(after, frame_index, None, reason)
     elif anew:
-        yield Gap(after.stream, frame_index, None, "the clock starts anew")
+        yield Gap(after, frame_index, None, "the clock starts anew")
 
 
 def _why_no_frame(reader: VideoReader | ImageReader) -> str:

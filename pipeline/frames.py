@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 
+# Encoded videos begin a new closed group of pictures every so many frames, and a run can go on only from
+# between two of them. A count, not a time, so that a run that was cut off makes the same groups again.
+# 48 costs 1.3 % of a mask video's size and 2.2 % of an overlay's; 16 would cost 6 and 9 %.
+GROUP_FRAMES = 48
+
 
 @dataclass(frozen=True)
 class StreamInfo:
@@ -74,6 +79,45 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class StreamState:
+    """A stream's memory between two frames, out of the engine: only ever part of a `Mark`.
+
+    Attributes:
+        model_hw: input size of the network whose memory it is.
+        values: float32 [C, h, w] exactly as the engine had it; None if the next frame starts from zeros.
+        steps: frames seen since the last reset.
+        resets: how often it was reset after its start.
+    """
+
+    model_hw: tuple[int, int]
+    values: np.ndarray | None
+    steps: int
+    resets: int
+
+    def __post_init__(self) -> None:
+        if self.values is not None and self.values.dtype != np.float32:
+            raise ValueError(f"values must be float32, got {self.values.dtype}")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place in a stream from which it can go on as if it had never stopped.
+
+    The decoder makes it, behind the last frame of a batch; the segmenter adds the stream's state; the
+    sink writes it down once all frames before it are on the disk.
+
+    Attributes:
+        frame_index: index of the first frame after it, a multiple of `GROUP_FRAMES`.
+        decoder: what the decoder needs to go on there; JSON can hold it.
+        state: the stream's memory there, None on the way from decoder to segmenter.
+    """
+
+    frame_index: int
+    decoder: dict[str, Any]
+    state: StreamState | None = None
+
+
+@dataclass(frozen=True)
 class FrameBatch:
     """T consecutive frames of one stream, on their way to the segmenter.
 
@@ -86,6 +130,7 @@ class FrameBatch:
         decoded_at: `time.monotonic()` at which each frame left the decoder; T seconds.
         pictures: full-size frames for a sink that draws on them, None if none does. A handle (an
             object reference) while the batch is between processes.
+        mark: the place behind the last frame, where the decoder made one.
     """
 
     stream: StreamInfo
@@ -94,6 +139,7 @@ class FrameBatch:
     pixels: np.ndarray
     decoded_at: tuple[float, ...]
     pictures: Any = None
+    mark: Mark | None = None
 
     def __post_init__(self) -> None:
         frames, rows, width = _expect_uint8(self.pixels, "pixels", 3)
@@ -119,6 +165,7 @@ class LabelBatch:
         labels: uint8 [T, h, w], a class id a pixel, at the model's size.
         labelled_at: `time.monotonic()` at which the labels left the engine, seconds.
         steps: int64 [T], how many frames the stream's state had seen, this one included.
+        mark: as in the `FrameBatch`, with the stream's state.
     """
 
     stream: StreamInfo
@@ -129,6 +176,7 @@ class LabelBatch:
     labelled_at: float
     steps: np.ndarray
     pictures: Any = None
+    mark: Mark | None = None
 
     def __post_init__(self) -> None:
         frames, _, _ = _expect_uint8(self.labels, "labels", 3)

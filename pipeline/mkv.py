@@ -29,11 +29,19 @@ class MatroskaWriter:
     distance from zero and the track's CodecDelay, which readers subtract, gives it back.
 
     Args:
-        file: opened for binary writing, at its start; flushed but not closed by `finish`.
+        file: opened for binary writing, at its start; flushed but not closed by `finish`. To go on with
+            what a `MatroskaWriter` wrote, readable too, and cut behind a frame.
         codec_id: Matroska's name of the codec, for example "V_FFV1".
         codec_private: the codec's set-up data.
         size_hw: height and width in pixels.
         time_base: seconds a tick of the `pts` given to `write`.
+        delay_ns: to go on, the `delay_ns` of the writer that wrote the file; None to begin.
+
+    Attributes:
+        delay_ns: nanoseconds by which the time stamps are raised in the file.
+
+    Raises:
+        ValueError: the file to go on with is not such a file.
     """
 
     def __init__(
@@ -43,28 +51,36 @@ class MatroskaWriter:
         codec_private: bytes,
         size_hw: tuple[int, int],
         time_base: Fraction,
+        delay_ns: int | None = None,
     ) -> None:
         self._file = file
         self._codec_id = codec_id
         self._codec_private = codec_private
         self._size_hw = size_hw
         self._time_base = time_base
-        self._delay_ns = 0
+        self.delay_ns = delay_ns or 0
         self._times_ns = array("q")  # as stored, the delay added
         self._positions = array("q")  # of the clusters, from the start of the segment's data
         head = _ebml_header() + _SEGMENT + _UNKNOWN_SIZE
         self._segment_start = len(head)
         self._end = self._segment_start + _HEADER_BYTES
+        if delay_ns is not None:
+            self._read()
+            head_again = self._header(duration_ns=None, cues_at=None)
+            self._file.seek(0)
+            self._file.write(head)  # it may have been finished once
+            self._rewrite_header(head_again)
+            return
         self._file.write(head + _void(_HEADER_BYTES))
 
     def write(self, pts: int, data: bytes) -> None:
         """Append one key frame; `pts` must increase strictly and may start below zero."""
         time_ns = to_nanoseconds(pts, self._time_base)
         if not self._times_ns:
-            self._delay_ns = max(0, -time_ns)
+            self.delay_ns = max(0, -time_ns)
             # Readable from the first frame on, should the end never be written.
             self._rewrite_header(self._header(duration_ns=None, cues_at=None))
-        stored_ns = time_ns + self._delay_ns
+        stored_ns = time_ns + self.delay_ns
         if self._times_ns and stored_ns <= self._times_ns[-1]:
             raise ValueError(f"pts must increase strictly, got {pts} after a later or equal one")
         block = _vint(_TRACK) + b"\x00\x00\x80"  # no offset to the cluster; key frame, no lacing
@@ -90,6 +106,21 @@ class MatroskaWriter:
         self._file.seek(self._segment_start - len(_UNKNOWN_SIZE))
         self._file.write(_vint(self._end - self._segment_start, 8))
         self._file.flush()
+
+    def _read(self) -> None:
+        """Find the frames that are in the file."""
+        end = self._file.seek(0, 2)
+        while self._end < end:
+            self._file.seek(self._end)
+            head = self._file.read(32)
+            size, body = _read_vint(head, len(_CLUSTER))
+            length, at = _read_vint(head, body + len(_CLUSTER_TIME))
+            names = head[: len(_CLUSTER)], head[body : body + len(_CLUSTER_TIME)]
+            if names != (_CLUSTER, _CLUSTER_TIME) or self._end + body + size > end:
+                raise ValueError(f"no frame at byte {self._end}")
+            self._times_ns.append(int.from_bytes(head[at : at + length], "big"))
+            self._positions.append(self._end - self._segment_start)
+            self._end += body + size
 
     def _append(self, data: bytes) -> None:
         self._file.write(data)
@@ -137,8 +168,8 @@ class MatroskaWriter:
             (_CODEC_PRIVATE, self._codec_private),
             (_VIDEO, b"".join(_element(*field) for field in video)),
         ]
-        if self._delay_ns:
-            fields.append((_CODEC_DELAY, _uint(self._delay_ns)))
+        if self.delay_ns:
+            fields.append((_CODEC_DELAY, _uint(self.delay_ns)))
         if frame_ns := self._constant_frame_ns():
             fields.append((_DEFAULT_DURATION, _uint(frame_ns)))
         return _element(_TRACKS, _master(_TRACK_ENTRY, fields))
@@ -259,8 +290,21 @@ def _void(length: int) -> bytes:
 def _vint(value: int, length: int | None = None) -> bytes:
     """EBML variable-size integer (RFC 8794, 4), as short as can be unless `length` is given."""
     # All ones mean "unknown", so a length holds one value less than its bits could.
-    length = length or next(n for n in range(1, 9) if value < (1 << 7 * n) - 1)
+    length = length or _vint_bytes(value)
     return (value | 1 << 7 * length).to_bytes(length, "big")
+
+
+def _vint_bytes(value: int) -> int:
+    """How many bytes `_vint` makes of a value."""
+    return next(n for n in range(1, 9) if value < (1 << 7 * n) - 1)
+
+
+def _read_vint(data: bytes, at: int) -> tuple[int, int]:
+    """An EBML variable-size integer, and the place behind it. Raises ValueError if it is not whole."""
+    length = 9 - data[at].bit_length() if at < len(data) and data[at] else 0
+    if not length or at + length > len(data):
+        raise ValueError("an integer is cut off")
+    return int.from_bytes(data[at : at + length], "big") & ~(1 << 7 * length), at + length
 
 
 def _uint(value: int, length: int | None = None) -> bytes:

@@ -1,18 +1,27 @@
 """Files that get their final names only when they are whole.
 
 Each is written beside its final name as `.NAME.part`, brought to the disk, and renamed last, so a
-crash leaves no half-written file that looks like a good one, and an earlier good one stays.
+crash leaves no half-written file that looks like a good one, and an earlier good one stays. One that a
+journal vouches for up to some byte can be gone on with from there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 from pipeline.errors import OutputError
 
@@ -29,43 +38,77 @@ _ADVICE = {
     errno.EEXIST: f"a file is where a folder should be; {_OTHER_FOLDER}",
     errno.ENOTDIR: f"a file is where a folder should be; {_OTHER_FOLDER}",
     errno.EISDIR: f"a folder is where a file should be; {_OTHER_FOLDER}",
+    errno.ENOENT: "the output folder is gone: run again",
+    errno.EIO: f"the disk reports an error; {_OTHER_FOLDER}",
     errno.ENAMETOOLONG: "the name is too long for the file system; give the source a shorter one",
 }
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What of a file an earlier process vouched for.
+
+    Attributes:
+        size: its first so many bytes, or files if it is a folder.
+        published: it may have its final name already, if it has not its temporary one.
+    """
+
+    size: int
+    published: bool = False
 
 
 class PartFile:
     """A file under its temporary name.
 
+    Args:
+        final: the name it will have.
+        kept: what is there already and stays; None to start with an empty file.
+
     Attributes:
         final: the name it will have.
         part: the name it has now.
-        file: open for writing and reading.
+        file: open for writing and reading, at its end.
+
+    Raises:
+        OutputError: it cannot be opened, or is shorter than what shall stay of it.
     """
 
-    def __init__(self, final: Path) -> None:
+    def __init__(self, final: Path, kept: Kept | None = None) -> None:
         self.final = final
         self.part = _part(final)
-        self._before = _part(final.with_name(f"{final.name}.before"))
         with output_errors(final):
-            self.file = self._open()
+            if kept is None:
+                self.file = self._open("w+b")
+            else:
+                _take_back(final, kept)
+                self.file = self._open("r+b")
+                self._cut(kept.size)
 
-    def _open(self) -> BinaryIO:
-        return cast(BinaryIO, open(self.part, "w+b", buffering=_BUFFER_BYTES))
+    def _open(self, mode: str) -> BinaryIO:
+        return cast(BinaryIO, open(self.part, mode, buffering=_BUFFER_BYTES))
 
-    def renew(self) -> Path:
-        """Start anew with an empty file; returns the path of what was written so far."""
-        with output_errors(self.final):
+    def _cut(self, size: int) -> None:
+        there = self.file.seek(0, os.SEEK_END)
+        if there < size:
             self.file.close()
-            os.replace(self.part, self._before)
-            self.file = self._open()
-        return self._before
+            raise OutputError(
+                f"cannot go on with {self.part}: it has {there} bytes, expected {size} or more;"
+                " begin anew"
+            )
+        self.file.truncate(size)
+        self.file.seek(size)
 
-    def close(self) -> int:
-        """Bring everything to the disk; returns the size in bytes. Raises OutputError."""
+    def sync(self) -> int:
+        """Bring what is written to the disk; returns the size in bytes. Raises OutputError."""
         with output_errors(self.final):
             self.file.flush()
             os.fsync(self.file.fileno())
-            size = os.fstat(self.file.fileno()).st_size
+            return os.fstat(self.file.fileno()).st_size
+
+    def close(self) -> int:
+        """Bring everything to the disk; returns the size in bytes. Raises OutputError."""
+        size = self.sync()
+        with output_errors(self.final):
             self.file.close()
         return size
 
@@ -74,24 +117,55 @@ class PartFile:
         with output_errors(self.final):
             os.replace(self.part, self.final)
 
-    def discard(self) -> None:
-        """Remove what was written; no error, whatever the state."""
+    def discard(self, keep: bool = False) -> None:
+        """Remove what was written, or leave it where it is; no error, whatever the state."""
         with contextlib.suppress(OSError, ValueError):
             self.file.close()  # what is left in its buffer may not fit the disk
-        for path in (self.part, self._before):
+        if not keep:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+                self.part.unlink(missing_ok=True)
 
 
 class PartFolder:
-    """A folder of files under its temporary name; the files have their own names inside it."""
+    """A folder of files under its temporary name; the files have their own names inside it.
 
-    def __init__(self, final: Path) -> None:
+    Args:
+        final: the name it will have.
+        kept: how many files are there already and stay; None to start with an empty folder.
+        stays: whether a file of that name is one of those.
+
+    Raises:
+        OutputError: it cannot be made, or has not the files that shall stay.
+    """
+
+    def __init__(
+        self,
+        final: Path,
+        kept: Kept | None = None,
+        stays: Callable[[str], bool] = lambda name: True,
+    ) -> None:
         self.final = final
         self.part = _part(final)
         self._bytes = 0
         with output_errors(final):
-            self.part.mkdir()
+            if kept is None:
+                self.part.mkdir()
+            else:
+                _take_back(final, kept)
+                self._clear(kept.size, stays)
+
+    def _clear(self, count: int, stays: Callable[[str], bool]) -> None:
+        there = 0
+        for entry in os.scandir(self.part):
+            if stays(entry.name):
+                there += 1
+                self._bytes += entry.stat().st_size
+            else:
+                os.unlink(entry.path)
+        if there != count:
+            raise OutputError(
+                f"cannot go on with {self.part}: it has {there} files, expected {count}; begin anew"
+            )
 
     def write(self, name: str, data: bytes) -> None:
         """Write one file whole. Raises OutputError."""
@@ -101,12 +175,15 @@ class PartFolder:
                 view = view[file.write(view) :]
         self._bytes += len(data)
 
+    def sync(self) -> None:
+        """Bring what is written to the disk. Raises OutputError."""
+        with output_errors(self.final):
+            _sync_files(self.part)
+            sync(self.part)
+
     def close(self) -> int:
         """Bring everything to the disk; returns the size of all files in bytes."""
-        with output_errors(self.final):
-            for entry in os.scandir(self.part):
-                sync(Path(entry.path))
-            sync(self.part)
+        self.sync()
         return self._bytes
 
     def publish(self) -> None:
@@ -119,13 +196,17 @@ class PartFolder:
             os.replace(self.part, self.final)
             shutil.rmtree(replaced, ignore_errors=True)
 
-    def discard(self) -> None:
-        """Remove what was written; no error, whatever the state."""
-        shutil.rmtree(self.part, ignore_errors=True)
+    def discard(self, keep: bool = False) -> None:
+        """Remove what was written, or leave it where it is; no error, whatever the state."""
+        if not keep:
+            shutil.rmtree(self.part, ignore_errors=True)
 
 
-def prepare_folder(folder: Path) -> bool:
+def prepare_folder(folder: Path, keep: bool = False) -> bool:
     """Make the folder, and remove what a crash left in it; returns whether it is new.
+
+    Args:
+        keep: leave half-written files: they will be gone on with.
 
     Raises OutputError if it cannot be made or written in.
     """
@@ -134,8 +215,41 @@ def prepare_folder(folder: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        _clear(folder)
+        if not keep:
+            _clear(folder)
+        _mend(folder)
     return new
+
+
+def lock_folder(folder: Path, patience_seconds: float) -> Callable[[], None]:
+    """Keep other processes from locking the folder; returns what lets it go, as the process's end does.
+
+    Where the file system knows no locks, nothing is locked.
+
+    Args:
+        patience_seconds: how long to wait for another process, which may be about to die.
+
+    Raises OutputError if another process has it still.
+    """
+    if fcntl is None:
+        return lambda: None
+    with output_errors(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise OutputError(
+                    f"another run is writing to {folder}: wait for it, or {_OTHER_FOLDER}"
+                ) from None
+            time.sleep(0.05)
+            continue
+        except OSError:
+            pass
+        return lambda: os.close(descriptor)
 
 
 def clear_stale(folder: Path) -> None:
@@ -145,12 +259,32 @@ def clear_stale(folder: Path) -> None:
     """
     with contextlib.suppress(OSError):
         _clear(folder)
+        _mend(folder)
         folder.rmdir()
+
+
+def write_whole(final: Path, data: bytes) -> None:
+    """Write a small file so that after a crash it is as before or as now. Raises OutputError."""
+    part = PartFile(final)
+    try:
+        with output_errors(final):
+            part.file.write(data)
+        part.close()
+        part.publish()
+        with output_errors(final):
+            sync(final.parent)
+    except BaseException:
+        part.discard()
+        raise
 
 
 def _clear(folder: Path) -> None:
     for path in folder.glob(f".*{_SUFFIX}"):
         _remove(path)
+
+
+def _mend(folder: Path) -> None:
+    """Finish, or take back, what a crash between two renames has left of a folder's replacement."""
     for path in folder.glob(f".*{_REPLACED}"):
         final = path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED))
         if final.exists():
@@ -164,6 +298,21 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_files(folder: Path) -> None:
+    """Bring a folder's files to the disk: in one go, one by one each waits for a turn of the disk."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if fcntl else None
+    if syncfs is None:
+        for entry in os.scandir(folder):
+            sync(Path(entry.path))
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if syncfs(descriptor):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     finally:
         os.close(descriptor)
 
@@ -183,6 +332,15 @@ def output_errors(path: Path) -> Iterator[None]:
 
 def _part(final: Path) -> Path:
     return final.with_name(f".{final.name}{_SUFFIX}")
+
+
+def _take_back(final: Path, kept: Kept) -> None:
+    """Give a file or folder its temporary name again, if it got its final one before the crash."""
+    part = _part(final)
+    if kept.published and not part.exists() and final.exists():
+        os.replace(final, part)
+    if not part.exists():
+        raise OutputError(f"cannot go on with {part}: it is gone; begin anew")
 
 
 def _remove(path: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Self, TextIO
 
+from models.terminal import Terminal
 from pipeline.stages import Progress, RunEvent, SourceReport
 
 LINE_EVERY_SECONDS = 5.0
@@ -60,7 +59,7 @@ class Meter:
         return round(begun * max(sources, len(known)) / len(known))
 
 
-class Display:
+class Display(Terminal):
     """Shows a run on standard error, and with `as_json` a line a source on standard output.
 
     Args:
@@ -77,59 +76,46 @@ class Display:
         as_json: bool = False,
         stream: TextIO | None = None,
     ) -> None:
+        columns = ("{task.completed}/{task.total}", "{task.fields[fps]}")
+        super().__init__(stream, columns=columns, bar=not quiet)
         self.quiet, self.verbose, self.as_json = quiet, verbose, as_json
         self.sources = 0
-        self.stream = stream or sys.stderr
         self.meter = Meter()
         self.failed = 0
         self._shown = 0.0
-        self._bar: Any = None
-        self._task: Any = None
 
-    def __enter__(self) -> Display:
-        if not self.quiet and self.stream.isatty():
-            self._bar, self._task = _make_bar(self.stream)
-            self._bar.start()
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.tick(0, None, "starting", fps="")
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def begin(self, sources: int) -> None:
         """How many sources there are; the run starts now."""
         self.sources = sources
-        if self._bar is None and not self.quiet:
-            self._print(f"starting: {sources} source{'s' if sources != 1 else ''}")
+        if not (self.has_bar or self.quiet):
+            self.line(f"starting: {sources} source{'s' if sources != 1 else ''}")
 
     def warn(self, line: str) -> None:
         """What everybody should know who hasn't asked for quiet."""
         if not self.quiet:
-            self._print(line)
+            self.line(line)
 
     def say(self, line: str) -> None:
         """A decision, for those who asked with -v."""
         if self.verbose:
-            self._print(line)
+            self.line(line)
 
     def show(self, event: RunEvent) -> None:
         self.meter.update(event)
         if isinstance(event, SourceReport):
             self._show_report(event)
         total = self.meter.total(self.sources)
-        if self._bar is not None:
-            self._bar.update(
-                self._task, completed=self.meter.done, total=total, fps=f"{self.meter.fps:.1f} fps",
-                description=f"{self.meter.reports}/{self.sources} {event.stream_id}",
-            )  # fmt: skip
+        if self.has_bar:
+            what = f"{self.meter.reports}/{self.sources} {event.stream_id}"
+            self.tick(self.meter.done, total, what, fps=f"{self.meter.fps:.1f} fps")
         elif not self.quiet and time.monotonic() - self._shown >= LINE_EVERY_SECONDS:
             self._shown = time.monotonic()
-            self._print(self._line(total))
+            self.line(self._summed_up(total))
 
     def summary(self) -> None:
         """One line at the end."""
@@ -137,12 +123,12 @@ class Display:
             good = self.meter.reports - self.failed
             failed = f", {self.failed} failed" if self.failed else ""
             seconds = time.monotonic() - self.meter.began
-            self._print(
+            self.line(
                 f"{good} of {self.sources} done{failed}: {self.meter.done} frames in"
                 f" {seconds:.1f} s ({self.meter.fps:.1f} fps)"
             )
 
-    def _line(self, total: int | None) -> str:
+    def _summed_up(self, total: int | None) -> str:
         done, fps = self.meter.done, self.meter.fps
         of = f"/{total}" if total else ""
         left = f", {format_seconds((total - done) / fps)} left" if total and fps else ""
@@ -151,20 +137,14 @@ class Display:
     def _show_report(self, report: SourceReport) -> None:
         if report.error is not None:
             self.failed += 1
-            self._print(f"error: {report.error}")
+            self.line(f"error: {report.error}")
             if report.details and self.verbose:
-                self._print(report.details)
+                self.line(report.details)
         if not self.quiet:
             for note in report.notes:
-                self._print(f"note: {report.source}: {note}")
+                self.line(f"note: {report.source}: {note}")
         if self.as_json:
             print(json.dumps(asdict(report)), flush=True)  # ASCII: names need not be UTF-8
-
-    def _print(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(line, file=self.stream, flush=True)
 
 
 def format_seconds(seconds: float) -> str:
@@ -172,18 +152,3 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _make_bar(stream: TextIO) -> tuple[Any, Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[fps]}"),
-        TimeRemainingColumn(),
-        console=Console(file=stream),
-    )
-    return bar, bar.add_task("starting", total=None, fps="")

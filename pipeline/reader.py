@@ -4,72 +4,31 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import av
-from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Discard
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from pipeline.errors import MediaError, SourceNotFoundError
+from pipeline.media import (
+    IMAGE_TIME_BASE,
+    MediaFacts,
+    Tally,
+    choose_stream,
+    decode_packet,
+    facts_of,
+    open_media,
+    reason_of,
+    set_threads,
+)
+from pipeline.seek import KeyPacket, Place, Trail, packets_from, reach
 from pipeline.sources import Source
 from pipeline.timestamps import LOOK_AHEAD, Timestamps
-
-IMAGE_TIME_BASE = Fraction(1, 30)
-_NETWORK_TIMEOUTS_S = (10.0, 30.0)  # to open, to read
-_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
-_TEXT_FORMATS = ("tty",)  # FFmpeg draws text files as pictures of a terminal
-_MOST_NOTES = 20
-
-
-@dataclass
-class Tally:
-    """What went wrong on the way, of the whole stream so far.
-
-    Attributes:
-        undecodable_packets: packets (for images, files) that could not be decoded.
-        corrupt_frames: frames the decoder marked as damaged.
-        interrupted: `stop` said so.
-        notes: lines for the user; beyond twenty they are only counted.
-    """
-
-    undecodable_packets: int = 0
-    corrupt_frames: int = 0
-    interrupted: bool = False
-    notes: list[str] = field(default_factory=list)
-    _left_out: int = 0
-
-    def note(self, line: str) -> None:
-        """Adds a line once."""
-        if line in self.notes:
-            return
-        if len(self.notes) < _MOST_NOTES:
-            self.notes.append(line)
-        else:
-            self._left_out += 1
-
-    def all_notes(self) -> tuple[str, ...]:
-        """The notes, with a last line that counts those left out."""
-        more = (f"and {self._left_out} more such notes",) if self._left_out else ()
-        return (*self.notes, *more)
-
-
-@dataclass(frozen=True)
-class MediaFacts:
-    """What the container says of the stream, in the terms of `StreamInfo`."""
-
-    time_base: Fraction
-    average_rate: Fraction | None
-    frame_count: int | None
-    coded_hw: tuple[int, int]
-    details: dict[str, Any]
-    frame_names: tuple[str, ...] | None = None
 
 
 class VideoReader:
@@ -98,18 +57,91 @@ class VideoReader:
         self.tally = Tally()
         self._uri, self._threads, self._stop = uri, threads, stop
         self._closed = False
-        self._container = open_media(uri)
+        self._saved: dict[str, Any] | None = None
+        self._skipped = 0
+        self._open()
+        self.clock = Timestamps(self.facts.time_base, self.facts.average_rate)
+
+    def _open(self) -> None:
+        self._container = open_media(self._uri)
         try:
-            self._stream = choose_stream(self._container, uri, self.tally)
-            self.facts = _facts_of(self._container, self._stream)
+            self._stream = choose_stream(self._container, self._uri, self.tally)
+            self.facts = facts_of(self._container, self._stream)
         except BaseException:
             self._container.close()
             raise
-        self.clock = Timestamps(self.facts.time_base, self.facts.average_rate)
+        self._trail = Trail()
+        set_threads(self._stream, self._threads)
+        for other in self._container.streams:
+            if other.index != self._stream.index:
+                other.discard = Discard.all
+
+    def save(self) -> dict[str, Any]:
+        """Where it is, right behind the frame given last, for `go_on`; JSON can hold it.
+
+        The last frames before must have been shown to `remember`, or the way back is from the start.
+        """
+        place = self._trail.place() if self._threads == 1 else None
+        return {"clock": self.clock.save(), "tally": self.tally.save(),
+                "place": place and place.to_json()}  # fmt: skip
+
+    def remember(self, frame: VideoFrame) -> None:
+        """Take a checksum of the frame given last: a place follows that will be saved."""
+        self._trail.pass_frame(frame)
+
+    def go_on(self, frames: int, saved: dict[str, Any]) -> None:
+        """Begin the iteration where a reader of the same file was when it was saved.
+
+        Args:
+            frames: how many it had given.
+            saved: what its `save` gave.
+        """
+        self._skipped, self._saved = frames, saved
 
     def __iter__(self) -> Iterator[tuple[VideoFrame, int]]:
+        if self._saved is None:
+            yield from self._all_stamped(self._frames(self._demux()))
+            return
+        frames = self._frames_from(self._saved)
+        if frames is not None:
+            yield from self._all_stamped(frames)
+        else:  # the long way, which leads there in any file
+            yield from islice(self._all_stamped(self._frames(self._demux())), self._skipped, None)
+
+    def _frames_from(self, saved: dict[str, Any]) -> Iterator[VideoFrame] | None:
+        """The frames behind the place that was saved; None if only the start leads there."""
+        if saved["place"] is None or self._threads != 1:
+            return None
+        place = Place.from_json(saved["place"])
+        for key in place.keys:
+            frames = self._frames_at(key)
+            reached = frames is not None and reach(place, frames)
+            if reached or self.tally.interrupted:
+                counted = self.tally.undecodable_packets  # those decoded a second time too
+                self.clock.restore(saved["clock"])
+                self.tally.restore(
+                    {**saved["tally"], "interrupted": self.tally.interrupted,
+                     "undecodable_packets": counted}
+                )  # fmt: skip
+                return frames
+            self._container.close()
+            self.tally.undecodable_packets = 0
+            self._open()
+        return None
+
+    def _frames_at(self, key: KeyPacket) -> Iterator[VideoFrame] | None:
+        packets = packets_from(self._container, self._stream, key)
+        if packets is None:
+            return None
+        self.tally.undecodable_packets = key.undecodable
+        return self._frames(packets)
+
+    def _demux(self) -> Iterator[Packet]:
+        return self._container.demux(self._stream)
+
+    def _all_stamped(self, frames: Iterable[VideoFrame]) -> Iterator[tuple[VideoFrame, int]]:
         waiting: deque[VideoFrame] = deque()
-        for frame in self._frames():
+        for frame in frames:
             waiting.append(frame)
             while waiting and (
                 len(waiting) > LOOK_AHEAD or not self.clock.jumps_back(waiting[0].pts)
@@ -118,10 +150,11 @@ class VideoReader:
         while waiting:
             yield self._stamped(waiting)
 
-    def _frames(self) -> Iterator[VideoFrame]:
-        set_threads(self._stream, self._threads)
+    def _frames(self, packets: Iterator[Packet]) -> Iterator[VideoFrame]:
         sent = given = 0
-        for packet in self._packets():
+        for packet in self._until_stopped(packets):
+            if packet is not None:
+                self._trail.pass_packet(packet, self.tally.undecodable_packets)
             frames = decode_packet(self._stream, packet, self.tally)
             sent += packet is not None and packet.size > 0 and not packet.is_discard
             given += len(frames)
@@ -135,13 +168,10 @@ class VideoReader:
         self._closed = True
         self._container.close()
 
-    def _packets(self) -> Iterator[Packet | None]:
-        """The stream's packets, and what makes the decoder give the frames it still holds."""
-        for other in self._container.streams:
-            if other.index != self._stream.index:
-                other.discard = Discard.all
+    def _until_stopped(self, packets: Iterator[Packet]) -> Iterator[Packet | None]:
+        """The packets, and what makes the decoder give the frames it still holds."""
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in packets:
                 if self._stop is not None and self._stop():
                     self.tally.interrupted = True
                     break
@@ -152,7 +182,7 @@ class VideoReader:
             else:
                 return  # the last packet is one that makes the decoder give all it holds
         except av.FFmpegError as error:
-            self.tally.note(f"reading stopped before the end: {_reason(error)}")
+            self.tally.note(f"reading stopped before the end: {reason_of(error)}")
         yield None
 
     def _stamped(self, waiting: deque[VideoFrame]) -> tuple[VideoFrame, int]:
@@ -195,6 +225,7 @@ class ImageReader:
         self.tally = Tally()
         self.clock = Timestamps(IMAGE_TIME_BASE, 1 / IMAGE_TIME_BASE)
         self._files, self._threads, self._stop = source.files, threads, stop
+        self._first = self._next = 0
         self.facts = MediaFacts(
             time_base=IMAGE_TIME_BASE,
             average_rate=1 / IMAGE_TIME_BASE,
@@ -204,8 +235,22 @@ class ImageReader:
             frame_names=tuple(Path(file).stem for file in source.files),
         )
 
+    def save(self) -> dict[str, Any]:
+        """As of `VideoReader`."""
+        return {"clock": self.clock.save(), "tally": self.tally.save(), "place": self._next}
+
+    def remember(self, frame: VideoFrame) -> None:
+        """Nothing has to be: an image is found by its number."""
+
+    def go_on(self, frames: int, saved: dict[str, Any]) -> None:
+        """As of `VideoReader`."""
+        self._first = self._next = int(saved["place"])
+        self.clock.restore(saved["clock"])
+        self.tally.restore(saved["tally"])
+
     def __iter__(self) -> Iterator[tuple[VideoFrame, int]]:
-        for place, file in enumerate(self._files):
+        for place, file in enumerate(self._files[self._first :], self._first):
+            self._next = place + 1
             if self._stop is not None and self._stop():
                 self.tally.interrupted = True
                 return
@@ -235,143 +280,6 @@ class ImageReader:
         except MediaError as error:
             reason = str(error).removeprefix(f"{file}: ")
         except (SourceNotFoundError, av.FFmpegError) as error:
-            reason = _reason(error)
+            reason = reason_of(error)
         self.leave_out(place, reason)
         return None
-
-
-def open_media(uri: str) -> InputContainer:
-    """Opens a file or URL for reading.
-
-    Raises:
-        SourceNotFoundError: there is no such file.
-        MediaError: it is not media, or cannot be read.
-    """
-    remote = "://" in uri and not os.path.exists(uri)
-    # Without these, a colon in a name is taken for a protocol, and a % for a numbered series.
-    name, options = uri if remote else f"file:{uri}", {"pattern_type": "none"}
-    timeout = _NETWORK_TIMEOUTS_S if remote else None
-    try:
-        container = av.open(
-            name, container_options=options, metadata_errors="replace", timeout=timeout
-        )
-    except FileNotFoundError as error:
-        raise SourceNotFoundError(f"{uri}: no such file") from error
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(f"{uri}: {_why_not_media(uri, error, remote)}") from error
-    if container.format.name in _TEXT_FORMATS:
-        container.close()
-        raise MediaError(f"{uri}: is a text file; expected a video or an image")
-    return container
-
-
-def choose_stream(container: InputContainer, uri: str, tally: Tally) -> VideoStream:
-    """The video stream that the `ffmpeg` command would take, with a note if there are several.
-
-    Raises:
-        MediaError: there is none that can be decoded.
-    """
-    videos = list(container.streams.video)
-    known = [stream for stream in videos if stream.codec_context is not None]
-    if not known:
-        held = ", ".join(sorted({stream.type for stream in container.streams}))
-        what = f"only {held}" if held else "no stream at all"
-        if videos:
-            what = "video in a format that cannot be decoded"
-        raise MediaError(f"{uri}: holds {what}; expected a video stream")
-    chosen = max(known, key=_stream_score)
-    films = [stream for stream in known if not stream.disposition & Disposition.attached_pic]
-    if len(films) > 1:
-        size = f"{chosen.codec_context.width}x{chosen.codec_context.height}"
-        tally.note(f"{len(films)} video streams: stream {chosen.index} ({size}) was taken")
-    return chosen
-
-
-def set_threads(stream: VideoStream, threads: int) -> None:
-    """Sets the number of decoding threads, 0 for one a core; before the first packet.
-
-    One thread is exact on damaged files and costs the least: frame threading takes a tenth more.
-    """
-    stream.codec_context.thread_count = threads
-    if threads != 1:
-        stream.codec_context.thread_type = "AUTO"
-
-
-def decode_packet(stream: VideoStream, packet: Packet | None, tally: Tally) -> list[VideoFrame]:
-    """The frames a packet completes, none if it is damaged; None asks for those still held back."""
-    try:
-        return stream.decode(packet)
-    except av.EOFError:
-        return []
-    except av.FFmpegError:
-        # Also while draining: the error is that of a packet sent before.
-        tally.undecodable_packets += 1
-        return []
-
-
-def _stream_score(stream: VideoStream) -> tuple[bool, int, int]:
-    """As ffmpeg's own choice of a stream: covers last, then the default one, then the largest."""
-    shown = stream.disposition
-    pixels = stream.codec_context.width * stream.codec_context.height
-    film = not shown & Disposition.attached_pic
-    return film, pixels + 5_000_000 * bool(shown & Disposition.default), -stream.index
-
-
-def _facts_of(container: InputContainer, stream: VideoStream) -> MediaFacts:
-    codec = stream.codec_context
-    rate = stream.average_rate or stream.guessed_rate or None
-    time_base = stream.time_base or (1 / rate if rate else IMAGE_TIME_BASE)
-    details: dict[str, Any] = {
-        "container": container.format.name,
-        "codec": codec.name,
-        "profile": codec.profile,
-        "stream_index": stream.index,
-        "streams": len(container.streams),
-    }
-    aspect = stream.sample_aspect_ratio
-    if aspect and aspect != 1:
-        details["sample_aspect_ratio"] = f"{aspect.numerator}:{aspect.denominator}"
-    return MediaFacts(
-        time_base=time_base,
-        average_rate=rate,
-        frame_count=_estimate_frames(container, stream, rate),
-        coded_hw=(max(1, codec.height), max(1, codec.width)),
-        details={key: value for key, value in details.items() if value is not None},
-    )
-
-
-def _estimate_frames(
-    container: InputContainer, stream: VideoStream, rate: Fraction | None
-) -> int | None:
-    if stream.frames > 0:
-        return stream.frames
-    if stream.duration and stream.time_base:
-        seconds = stream.duration * stream.time_base
-    elif container.duration:
-        seconds = Fraction(container.duration, av.time_base)
-    else:
-        return None
-    return max(1, round(seconds * rate)) if rate and seconds > 0 else None
-
-
-def _why_not_media(uri: str, error: Exception, remote: bool) -> str:
-    if remote or isinstance(error, PermissionError):
-        return f"cannot be opened: {_reason(error)}; it must be there and readable"
-    try:
-        with open(uri, "rb") as file:
-            head = file.read(12)
-    except OSError:
-        return f"cannot be read: {_reason(error)}"
-    if not head:
-        return "is empty (0 bytes); expected a video or an image"
-    if head[4:8] in _MP4_BOXES:
-        return (
-            "its index (moov) is missing or damaged, as after a recording that was cut off;"
-            " expected a finished MP4: repair it first, for instance with untrunc"
-        )
-    return f"is not media that can be read ({_reason(error)}); expected a video or an image"
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())

@@ -5,13 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from threading import Lock
 
 import numpy as np
 
 from pipeline.batch import Batcher, Request
 from pipeline.engines import Engine, MakeEngine
-from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, LabelBatch, LabelItem
+from pipeline.frames import (
+    EndOfStream,
+    FrameBatch,
+    FrameItem,
+    Gap,
+    LabelBatch,
+    LabelItem,
+    StreamState,
+)
 from pipeline.state import StateTable
 
 # Engines of sizes that no stream has just now: a folder of photographs may have dozens.
@@ -25,6 +34,8 @@ class Segmenter:
         make_engine: makes the engine for an input size; called once for each size that occurs.
         window_seconds: how long a batch waits for other streams, where batches are faster at all.
         longest_gap_seconds: a gap in a stream up to this long keeps its memory.
+        engines: engines of one size side by side; streams are spread over them. More than one pays on a
+            CPU, where an engine has a few threads and streams need not meet.
     """
 
     def __init__(
@@ -32,35 +43,55 @@ class Segmenter:
         make_engine: MakeEngine,
         window_seconds: float = 0.005,
         longest_gap_seconds: float = 1.0,
+        engines: int = 1,
     ) -> None:
+        if engines < 1:
+            raise ValueError(f"engines must be at least 1, got {engines}")
+        self._engines = engines
         self._make_lane: Callable[[tuple[int, int]], _Lane] = lambda model_hw: _Lane(
             make_engine(model_hw), window_seconds, longest_gap_seconds
         )
-        self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._lanes: dict[tuple[int, int], list[_Lane]] = {}
         self._lock = Lock()
 
     def _join(self, model_hw: tuple[int, int], stream_id: str) -> _Lane:
-        """The lane of an input size, with the stream in it."""
+        """The lane of an input size with the fewest streams, and now with this one too."""
         with self._lock:
-            lane = self._lanes.pop(model_hw, None) or self._make_lane(model_hw)
-            self._lanes[model_hw] = lane  # most recently joined last
+            lanes = self._lanes.pop(model_hw, [])
+            self._lanes[model_hw] = lanes  # most recently joined last
+            if len(lanes) < self._engines and all(lane.streams for lane in lanes):
+                lanes.append(self._make_lane(model_hw))
+            lane = min(lanes, key=lambda lane: len(lane.streams))
             lane.join(stream_id)
-            idle = [size for size, old in self._lanes.items() if not old.streams]
+            idle = [size for size, old in self._lanes.items() if not any(x.streams for x in old)]
             for size in idle[: max(0, len(idle) - KEPT_IDLE_ENGINES)]:
                 del self._lanes[size]
             return lane
 
-    def labels(self, frames: Iterable[FrameItem]) -> Generator[LabelItem, None, None]:
+    def labels(
+        self,
+        frames: Iterable[FrameItem],
+        stream_id: str = "",
+        state: StreamState | None = None,
+    ) -> Generator[LabelItem, None, None]:
         """One stream's items, in order: a `LabelBatch` for each `FrameBatch`; gaps and the end go by.
 
         Closing the iterator closes `frames` and frees the stream's slot.
+
+        Args:
+            frames: the stream's items.
+            stream_id: the stream's, needed only with a state.
+            state: what it begins with, of an earlier `Mark`; None for zeros.
         """
         lane: _Lane | None = None
-        stream_id, model_hw = "", (0, 0)
+        model_hw = (0, 0)
         # A decoder that is still running must stop when its consumer fails.
         guard = closing(frames) if hasattr(frames, "close") else nullcontext()  # type: ignore[type-var]
         with guard:
             try:
+                if state is not None:
+                    model_hw, lane = state.model_hw, self._join(state.model_hw, stream_id)
+                    lane.restore(stream_id, state)
                 for item in frames:
                     if isinstance(item, FrameBatch):
                         if lane is None or item.model_hw != model_hw:
@@ -81,7 +112,7 @@ class Segmenter:
 
 
 class _Lane:
-    """One input size: its engine, the engine's slots, and the batcher before it."""
+    """One engine of one input size, the engine's slots, and the batcher before it."""
 
     def __init__(self, engine: Engine, window_seconds: float, longest_gap_seconds: float) -> None:
         self.engine = engine
@@ -109,10 +140,19 @@ class _Lane:
         with self.states_lock:
             self.states.pass_gap(gap)
 
+    def restore(self, stream_id: str, state: StreamState) -> None:
+        with self.states_lock:
+            self.states.restore(stream_id, state)
+
     def label(self, frames: FrameBatch) -> LabelBatch:
         done = self.batcher.submit(frames)
         assert done.labels is not None
         assert done.steps is not None
+        mark = frames.mark
+        if mark is not None:  # nothing of this stream is in the engine before this has gone on
+            with self.states_lock:
+                state = self.states.snapshot(frames.stream.stream_id, frames.model_hw)
+            mark = replace(mark, state=state)
         return LabelBatch(
             stream=frames.stream,
             frame_index=frames.frame_index,
@@ -122,6 +162,7 @@ class _Lane:
             labelled_at=time.monotonic(),
             steps=done.steps,
             pictures=frames.pictures,
+            mark=mark,
         )
 
     def _step(self, batch: list[Request]) -> None:

@@ -10,22 +10,23 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.frames import EndOfStream, Gap, LabelBatch, Pictures, StreamInfo
+from pipeline.frames import EndOfStream, Gap, LabelBatch, Mark, Pictures, StreamInfo
+from pipeline.journal import Journal, Record, stream_from_json, stream_to_json
 from pipeline.palette import Palette
 from pipeline.parts import PartFile, output_errors, prepare_folder, sync
+from pipeline.video_writers import ColorVideo, OverlayVideo
 from pipeline.writers import (
-    ColorVideo,
     LabelImages,
     LabelledFrame,
     LabelVideo,
-    OverlayVideo,
+    Saved,
     StatsFile,
     Writer,
     resize_labels,
@@ -75,10 +76,18 @@ class Sink:
     Until then everything is under temporary names in the same folder, so after an error, or a crash
     of the machine, nothing half-written looks like a result, and an earlier run's files are still
     there. As a context manager, leaving without `finish` aborts.
+
+    With a journal, what was written by the last mark is kept when all else fails: a sink with the same
+    journal goes on there, and an abort leaves it as it is.
     """
 
     def __init__(
-        self, folder: Path, palette: Palette, options: OutputOptions, manifest: dict[str, Any]
+        self,
+        folder: Path,
+        palette: Palette,
+        options: OutputOptions,
+        manifest: dict[str, Any],
+        journal: Journal | None = None,
     ) -> None:
         """
         Args:
@@ -87,23 +96,36 @@ class Sink:
             options: which files to write.
             manifest: what the manifest shall say beside what the sink knows: model, engine,
                 versions and the like.
+            journal: of this folder; the sink goes on from its record, if it has one. None for no
+                journal, and no way to go on.
 
         Raises:
-            OutputError: the folder cannot be made or written in.
+            OutputError: the folder cannot be made or written in, or what the journal vouches for is
+                not there.
         """
         self._folder, self._palette, self._options = Path(folder), palette, options
         self._facts = dict(manifest)
-        self._started_at = datetime.now(UTC)
+        self._journal = journal
+        self._started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._writers: dict[str, Writer] = {}
         self._stream: StreamInfo | None = None
         self._gaps: list[dict[str, Any]] = []
         self._gap_count = 0
         self._notes: list[str] = []
+        self._resumed_at: list[int] = []
         self._frames = 0
         self._first_pts: int | None = None
         self._last: tuple[int, int] | None = None  # index and pts
         self._closed = False
-        self._new_folder = prepare_folder(self._folder)
+        self._new_folder = False
+        if journal is None:
+            self._new_folder = prepare_folder(self._folder)
+        elif journal.record is not None:
+            try:
+                self._restore(journal.record)
+            except BaseException:
+                self.abort()
+                raise
 
     def __enter__(self) -> Sink:
         return self
@@ -134,6 +156,9 @@ class Sink:
             self._first_pts = batch.pts[0]
         self._last = (batch.frame_index + len(batch) - 1, batch.pts[-1])
         self._frames += len(batch)
+        mark = batch.mark
+        if self._journal is not None and mark is not None and mark.state is not None:
+            self._checkpoint(self._journal, mark)
 
     def note_gap(self, gap: Gap) -> None:
         """Tell the manifest of frames that are missing, or of a cut."""
@@ -161,7 +186,9 @@ class Sink:
             return self._manifest(end, {})
         try:
             if not self._writers:
-                self._writers["stats.jsonl"] = self._stats()
+                self._writers["stats.jsonl"] = StatsFile(
+                    self._folder / "stats.jsonl", self._palette
+                )
             outputs = {
                 name: writer.close(end.interrupted) for name, writer in self._writers.items()
             }
@@ -174,12 +201,13 @@ class Sink:
         return manifest
 
     def abort(self) -> None:
-        """Remove everything that is not finished; no error, whatever the state."""
+        """Remove everything that is not finished, but what a journal vouches for; no error ever."""
         if self._closed:
             return
         self._closed = True
+        keep = self._journal is not None and self._journal.record is not None
         for writer in self._writers.values():
-            writer.abort()
+            writer.abort(keep)
         if self._new_folder:
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
@@ -192,26 +220,55 @@ class Sink:
         if self._closed:
             raise ValueError(f"the sink of {self._folder} is closed")
 
-    def _open(self, stream: StreamInfo) -> None:
+    def _open(self, stream: StreamInfo, record: Record | None = None) -> None:
         """Open the outputs, one by one, so that `abort` knows those that were opened."""
         options, threads = self._options, self._options.encoder_threads
         self._stream, folder = stream, self._folder
-        if options.color:
-            self._writers["color.mp4"] = ColorVideo(
-                folder / "color.mp4", stream, self._palette, threads
+        wanted: list[tuple[str, type[Any], tuple[Any, ...]]] = [
+            ("stats.jsonl", StatsFile, (self._palette,))
+        ]
+        if options.labels != "none":
+            video = options.labels == "mkv"
+            label = (
+                ("labels.mkv", LabelVideo, (stream, threads)),
+                ("labels", LabelImages, (stream,)),
             )
+            wanted.insert(0, label[0] if video else label[1])
         if options.overlay:
-            self._writers["overlay.mp4"] = OverlayVideo(
-                folder / "overlay.mp4", stream, self._palette, options.opacity, threads
-            )
-        if options.labels == "mkv":
-            self._writers["labels.mkv"] = LabelVideo(folder / "labels.mkv", stream, threads)
-        if options.labels == "png":
-            self._writers["labels"] = LabelImages(folder / "labels", stream)
-        self._writers["stats.jsonl"] = self._stats()
+            drawn = (stream, self._palette, options.opacity, threads)
+            wanted.insert(0, ("overlay.mp4", OverlayVideo, drawn))
+        if options.color:
+            wanted.insert(0, ("color.mp4", ColorVideo, (stream, self._palette, threads)))
+        for name, kind, arguments in wanted:
+            saved = record and Saved(record.sink["writers"][name], record.publishing)
+            self._writers[name] = kind(folder / name, *arguments, saved=saved)
 
-    def _stats(self) -> StatsFile:
-        return StatsFile(self._folder / "stats.jsonl", self._palette)
+    def _checkpoint(self, journal: Journal, mark: Mark) -> None:
+        """Bring what is written to the disk, and then the record that vouches for it."""
+        if mark.frame_index != self._frames:
+            raise ValueError(
+                f"a mark must follow the frames, got {mark.frame_index} after {self._frames}"
+            )
+        assert self._stream is not None
+        state = {
+            "writers": {name: writer.save() for name, writer in self._writers.items()},
+            "stream": stream_to_json(self._stream), "first_pts": self._first_pts,
+            "last": self._last, "gap_count": self._gap_count, "gaps": self._gaps,
+            "notes": self._notes,
+        }  # fmt: skip
+        journal.commit(Record(journal.identity, mark, state, self._started_at, self._resumed_at))
+
+    def _restore(self, record: Record) -> None:
+        saved = record.sink
+        self._started_at, self._resumed_at = record.started_at, record.resumed_at
+        self._frames, self._first_pts = record.mark.frame_index, saved["first_pts"]
+        self._last = (saved["last"][0], saved["last"][1])
+        self._gap_count, self._gaps = saved["gap_count"], saved["gaps"]
+        self._notes = saved["notes"]
+        if record.publishing:  # files lose their final names again: no manifest may vouch for them
+            with output_errors(self._folder / MANIFEST):
+                (self._folder / MANIFEST).unlink(missing_ok=True)
+        self._open(stream_from_json(saved["stream"]), record)
 
     def _note_size(self, batch: LabelBatch) -> None:
         assert self._stream is not None
@@ -230,6 +287,7 @@ class Sink:
                 # Names that are not UTF-8 arrive as lone surrogates; JSON can escape those.
                 part.file.write(text.encode("utf-8", "backslashreplace") + b"\n")
             part.close()
+            self._announce()
             with output_errors(final):
                 # From here to the end files of two runs lie side by side: no manifest vouches.
                 final.unlink(missing_ok=True)
@@ -241,6 +299,13 @@ class Sink:
             raise
         with output_errors(self._folder):
             sync(self._folder)
+        if self._journal is not None and not manifest["interrupted"]:
+            self._journal.remove()
+
+    def _announce(self) -> None:
+        """Tell whoever goes on after a crash that files may have their final names."""
+        if self._journal is not None and self._journal.record is not None:
+            self._journal.commit(replace(self._journal.record, publishing=True))
 
     def _manifest(self, end: EndOfStream, outputs: dict[str, Any]) -> dict[str, Any]:
         stream = self._stream or end.stream
@@ -269,7 +334,9 @@ class Sink:
             "notes": [*end.notes, *self._notes, *writer_notes],
             "interrupted": end.interrupted,
             "outputs": outputs,
-            "started_at": self._started_at.isoformat(timespec="milliseconds"),
+            "identity": self._journal.identity if self._journal else None,
+            "resumed_at": self._resumed_at,
+            "started_at": self._started_at,
             "finished_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
 

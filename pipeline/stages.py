@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
@@ -18,7 +18,8 @@ from models.spec import Spec, find_model
 from pipeline.decode import Decoder
 from pipeline.engines import EngineChoice, engine_factory
 from pipeline.errors import PipelineError, StageError
-from pipeline.frames import EndOfStream, Gap, LabelItem
+from pipeline.frames import EndOfStream, Gap, LabelItem, Mark
+from pipeline.journal import Journal, ResumeError, frames_kept, identity_of
 from pipeline.palette import Palette
 from pipeline.segmenter import Segmenter
 from pipeline.sinks import OutputOptions, Sink
@@ -44,8 +45,12 @@ class Job:
         size_hw: input size of the network, None for what the model's specification says.
         chunk: frames a batch.
         slots: streams whose states an engine holds at once.
+        engines: engines of one input size that a segmenter may have, each with its own streams.
         batch_bytes: a batch has fewer frames where they would take more than this; None for no bound.
         facts: what the manifest says of model, engine, placement and versions.
+        resume: go on with what an earlier run began.
+        checkpoint_seconds: how often what is written is brought to the disk, with the journal; None
+            for never.
     """
 
     out: Path
@@ -55,11 +60,23 @@ class Job:
     size_hw: tuple[int, int] | None = None
     chunk: int = 8
     slots: int = 8
+    engines: int = 1
     batch_bytes: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    resume: bool = False
+    checkpoint_seconds: float | None = 5.0
 
     def spec(self) -> Spec:
         return find_model(self.model).spec()
+
+    def folder(self, source: Source) -> Path:
+        return self.out / source.stream_id
+
+    def identity(self, source: Source) -> dict[str, Any]:
+        """What the source's results will depend on."""
+        options = asdict(self.options)
+        del options["encoder_threads"]
+        return identity_of(source, self.facts, options)
 
 
 @dataclass(frozen=True)
@@ -106,7 +123,17 @@ class SourceReport:
 RunEvent = Progress | SourceReport
 
 
-def make_decoder(job: Job, source: Source, stop: Callable[[], bool] | None = None) -> Decoder:
+def open_journal(job: Job, source: Source, resume: bool) -> Journal:
+    """The journal of a source. Raises OutputError, or ResumeError if it is of something else."""
+    return Journal(job.folder(source), job.identity(source), resume)
+
+
+def make_decoder(
+    job: Job,
+    source: Source,
+    stop: Callable[[], bool] | None = None,
+    start: Mark | None = None,
+) -> Decoder:
     """The decoder of a source, at the size the job's network wants."""
     cv2.setNumThreads(1)  # the stages run side by side: more threads would only get in their way
     size_hw, spec = job.size_hw, job.spec()
@@ -117,30 +144,44 @@ def make_decoder(job: Job, source: Source, stop: Callable[[], bool] | None = Non
         pictures=job.options.overlay,
         batch_bytes=job.batch_bytes,
         stop=stop,
+        mark_seconds=job.checkpoint_seconds,
+        start=start,
     )
 
 
 def make_segmenter(job: Job) -> Segmenter:
     """A segmenter with the job's engine; the network is compiled when the first frame comes."""
     files = find_model(job.model)
-    return Segmenter(engine_factory(job.choice, files, files.spec(), job.slots))
+    make_engine = engine_factory(job.choice, files, files.spec(), job.slots)
+    return Segmenter(make_engine, engines=job.engines)
 
 
-def drain(job: Job, source: Source, items: Iterable[LabelItem]) -> Iterator[RunEvent]:
+def drain(
+    job: Job, source: Source, items: Iterable[LabelItem], journal: Journal | None = None
+) -> Iterator[RunEvent]:
     """Write a source's label items to its files; the last event is the report, if nothing failed.
 
     An error leaves no file under a final name.
+
+    Args:
+        journal: of the source; `items` begin where its record says. None for no way to go on later.
     """
     cv2.setNumThreads(1)
     spec = job.spec()
     palette = Palette(spec.classes, np.array(spec.palette_rgb, np.uint8))
-    folder, frames = job.out / source.stream_id, 0
-    with Sink(folder, palette, job.options, dict(job.facts)) as sink:
+    folder = job.folder(source)
+    record = journal.record if journal else None
+    frames = record.mark.frame_index if record else 0
+    with Sink(folder, palette, job.options, dict(job.facts), journal) as sink:
+        if record:
+            yield Progress(source.stream_id, frames, record.sink["stream"]["frame_count"])
         for item in items:
             if isinstance(item, Gap):
                 sink.note_gap(item)
             elif isinstance(item, EndOfStream):
-                yield _report(source, item, sink.finish(item), folder)
+                report = _report(source, item, sink.finish(item), folder)
+                notes = journal.notes if journal else ()
+                yield replace(report, notes=(*notes, *report.notes))
             else:
                 sink.write(item)
                 frames += len(item)
@@ -151,6 +192,9 @@ def _report(
     source: Source, end: EndOfStream, manifest: dict[str, Any], folder: Path
 ) -> SourceReport:
     notes = list(manifest["notes"])
+    if again := manifest["resumed_at"]:
+        times = "once" if len(again) == 1 else f"{len(again)} times"
+        notes.append(f"gone on {times} where a run had stopped, last from frame {again[-1]}")
     if end.corrupt_frames:
         notes.append(f"{end.corrupt_frames} frames are damaged")
     if end.undecodable_packets:
@@ -163,33 +207,55 @@ def _report(
 
 
 def process(
-    job: Job, source: Source, segmenter: Segmenter, *, stop: Callable[[], bool], threads: bool
+    job: Job,
+    source: Source,
+    segmenter: Segmenter,
+    *,
+    stop: Callable[[], bool],
+    threads: bool,
+    resume: bool = False,
 ) -> Iterator[RunEvent]:
     """All three stages of a source in this process; always ends in a `SourceReport`.
 
     Args:
         stop: asked after each packet; True finishes what is decoded and closes the files.
         threads: decode, label and write side by side instead of in turn.
+        resume: go on from the source's journal.
     """
 
     def events() -> Iterator[RunEvent]:
         with ExitStack() as stack:  # closed last to first: each stage stops the one before it
-            decoder = stack.enter_context(make_decoder(job, source, stop))
+            journal = stack.enter_context(open_journal(job, source, resume))
+            start = journal.record.mark if journal.record else None
+            decoder = stack.enter_context(make_decoder(job, source, stop, start))
             frames = stack.enter_context(closing(ahead(decoder, 2) if threads else iter(decoder)))
-            items = stack.enter_context(closing(segmenter.labels(frames)))
+            items = stack.enter_context(
+                closing(segmenter.labels(frames, source.stream_id, start.state if start else None))
+            )
             if threads:
                 items = stack.enter_context(closing(ahead(items, 2)))
-            yield from drain(job, source, items)
+            yield from drain(job, source, items, journal)
 
-    return guarded(source, events())
+    return guarded(job, source, events())
 
 
-def guarded(source: Source, events: Iterator[RunEvent]) -> Iterator[RunEvent]:
+def guarded(job: Job, source: Source, events: Iterator[RunEvent]) -> Iterator[RunEvent]:
     """Turn whatever goes wrong into a report, so that no source harms another."""
     try:
         yield from events
     except Exception as error:
-        yield failure(source, error)
+        report = failure(source, error)
+        refused = isinstance(root_cause(error), ResumeError)
+        # After a death the run itself may go on.
+        yield report if refused or report.process_died else with_way_on(job, source, report)
+
+
+def with_way_on(job: Job, source: Source, report: SourceReport) -> SourceReport:
+    """The report of a source that failed, with what can be gone on with, if there is something."""
+    frames = frames_kept(job.folder(source))
+    if not frames:
+        return report
+    return replace(report, error=f"{report.error}; --resume goes on behind frame {frames - 1}")
 
 
 def failure(source: Source, error: BaseException) -> SourceReport:

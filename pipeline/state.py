@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.engines import Engine
-from pipeline.frames import Gap
+from pipeline.frames import Gap, StreamState
 
 
 @dataclass
@@ -93,6 +93,23 @@ class StateTable:
         steps = np.arange(memory.steps + 1, memory.steps + frames + 1)
         memory.steps += frames
         return steps
+
+    def snapshot(self, stream_id: str, model_hw: tuple[int, int]) -> StreamState:
+        """A stream's memory as it is now; `model_hw` is the engine's input size."""
+        memory = self.memories[stream_id]
+        values = memory.saved
+        if memory.slot is not None:
+            values = self.engine.read_state(memory.slot)
+        if memory.fresh:
+            values = None
+        return StreamState(model_hw, values, memory.steps, memory.resets)
+
+    def restore(self, stream_id: str, state: StreamState) -> None:
+        """Begin a stream with the memory that a snapshot of it has."""
+        self.release(stream_id)
+        self.memories[stream_id] = Memory(
+            saved=state.values, fresh=state.values is None, steps=state.steps, resets=state.resets
+        )
 
     def pass_gap(self, gap: Gap) -> bool:
         """Decide whether the stream's memory survives a gap; returns whether it was reset."""

@@ -7,6 +7,8 @@ from fractions import Fraction
 
 LOOK_AHEAD = 3  # stamps that tell a clock started anew from a bad stamp
 _BAD_STAMPS = 2  # in a row, that may move no other stamp
+_COUNTS = ("repaired", "restarts", "_last", "_last_ticks", "_stated_before", "_offset", "_good",
+           "_bad", "_bad_in_a_row", "_furthest_back")  # fmt: skip
 
 
 class Timestamps:
@@ -46,6 +48,14 @@ class Timestamps:
         self._offset = 0
         self._good = self._bad = self._bad_in_a_row = 0  # of the clock that runs now
         self._furthest_back = 0
+
+    def save(self) -> dict[str, int | None]:
+        """What it has come to, for `restore`; JSON can hold it."""
+        return {name: vars(self)[name] for name in _COUNTS}
+
+    def restore(self, saved: dict[str, int | None]) -> None:
+        """Go on where another clock of the same stream was. Raises KeyError for what `save` never gave."""
+        vars(self).update({name: saved[name] for name in _COUNTS})
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """One small writer for each file that a source's labels end up in.
 
-All have the same four methods: `write` a frame, `close` what is written (which brings it to the
-disk and gives the facts for the manifest), `publish` it under its final name, or `abort`.
+All have the same methods: `write` a frame, `save` what is written (which brings it to the disk and gives
+what a later writer needs to go on there), `close` it (which gives the facts for the manifest), `publish` it
+under its final name, or `abort`.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,17 +22,12 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from pipeline.audio import AudioCopy
+from pipeline.errors import OutputError
 from pipeline.frames import StreamInfo
 from pipeline.mkv import MatroskaWriter, to_nanoseconds
-from pipeline.mp4 import Mp4Writer, VideoSettings
 from pipeline.palette import Palette, Planes
-from pipeline.parts import PartFile, PartFolder, output_errors
+from pipeline.parts import Kept, PartFile, PartFolder, output_errors
 
-# Constant quantisers of x264. Masks are flat with sharp edges: at 22 fewer than one pixel in five
-# thousand is off by more than 8 levels, and unlike a rate factor it needs no look-ahead (0.6 ms).
-_MASK_QUALITY = {"qp": "22"}
-_PICTURE_QUALITY = {"qp": "24"}
 # FFV1 version 3 with Golomb-Rice codes, no context model, checksums: the fastest, and for label
 # maps, which are flat, half the size of the range coder's.
 _FFV1_OPTIONS = {"level": "3", "coder": "0", "context": "0", "slicecrc": "1"}
@@ -70,11 +65,13 @@ class Writer(Protocol):
 
     def write(self, frame: LabelledFrame) -> None: ...
 
+    def save(self) -> dict[str, Any]: ...
+
     def close(self, interrupted: bool) -> dict[str, Any]: ...
 
     def publish(self) -> None: ...
 
-    def abort(self) -> None: ...
+    def abort(self, keep: bool = False) -> None: ...
 
 
 def resize_labels(labels: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -89,105 +86,28 @@ def resize_labels(labels: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     return cv2.resize(labels, size_hw[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-class _VideoFile(ABC):
-    """An mp4 whose frames a subclass draws; it keeps its first size."""
+@dataclass(frozen=True)
+class Saved:
+    """What a writer's `save` gave, for a writer of the same file that goes on there.
 
-    _quality: dict[str, str]
+    Attributes:
+        data: as `save` gave it.
+        published: the file may have its final name already.
+    """
 
-    def __init__(
-        self, final: Path, stream: StreamInfo, threads: int, audio: AudioCopy | None = None
-    ) -> None:
-        self._size_hw, self._matrix = stream.size_hw, stream.matrix
-        self._frames = 0
-        self._audio = audio
-        self._part = PartFile(final)
-        settings = VideoSettings(
-            size_hw=stream.size_hw,
-            time_base=stream.time_base,
-            rate=stream.average_rate,
-            matrix=stream.matrix,
-            aspect=_pixel_aspect(stream),
-            quality=self._quality,
-            threads=threads,
-        )
-        try:
-            self._mp4 = Mp4Writer(self._part, settings, audio)
-        except BaseException:
-            self._part.discard()
-            raise
+    data: dict[str, Any]
+    published: bool
 
-    @property
-    def notes(self) -> list[str]:
-        return self._mp4.notes + (self._audio.notes if self._audio else [])
-
-    @abstractmethod
-    def _draw(self, frame: LabelledFrame, labels: np.ndarray, out: Planes) -> None:
-        """Draw a frame with `labels` at the file's size into `out`."""
-
-    def write(self, frame: LabelledFrame) -> None:
-        self._draw(frame, resize_labels(frame.full, self._size_hw), self._mp4.planes)
-        self._mp4.encode(frame.pts)
-        self._frames += 1
-
-    def close(self, interrupted: bool) -> dict[str, Any]:
-        self._mp4.finish(whole=not interrupted)
-        facts: dict[str, Any] = {
-            "bytes": self._part.close(),
-            "frames": self._frames,
-            "size_hw": list(self._size_hw),
-        }
-        if self._mp4.pts_offset:
-            facts["pts_offset"] = self._mp4.pts_offset
-        if self._audio is not None:
-            facts["audio_streams"] = len(self._audio.rates_hz)
-        return facts
-
-    def publish(self) -> None:
-        self._part.publish()
-
-    def abort(self) -> None:
-        self._mp4.abort()
-        self._part.discard()
-
-
-class ColorVideo(_VideoFile):
-    """`color.mp4`: the class colours."""
-
-    _quality = _MASK_QUALITY
-
-    def __init__(self, final: Path, stream: StreamInfo, palette: Palette, threads: int) -> None:
-        super().__init__(final, stream, threads)
-        self._palette = palette
-
-    def _draw(self, frame: LabelledFrame, labels: np.ndarray, out: Planes) -> None:
-        if self._mp4.full_chroma:
-            self._palette.labels_to_i444(labels, self._matrix, out)
-        else:
-            self._palette.labels_to_i420(labels, self._matrix, out)
-
-
-class OverlayVideo(_VideoFile):
-    """`overlay.mp4`: the class colours over the source's pictures, with the source's audio."""
-
-    _quality = _PICTURE_QUALITY
-
-    def __init__(
-        self, final: Path, stream: StreamInfo, palette: Palette, opacity: float, threads: int
-    ) -> None:
-        super().__init__(final, stream, threads, AudioCopy(stream.source))
-        self._palette, self._opacity = palette, opacity
-
-    def _draw(self, frame: LabelledFrame, labels: np.ndarray, out: Planes) -> None:
-        if frame.picture is None:
-            raise ValueError("pictures must be decoded for an overlay, got None")
-        picture = _fit_picture(frame.picture, self._size_hw, self._mp4.full_chroma)
-        self._palette.overlay(picture, labels, self._opacity, self._matrix, out)
+    def kept(self, what: str = "bytes") -> Kept:
+        return Kept(self.data[what], self.published)
 
 
 class LabelVideo:
     """`labels.mkv`: the ids themselves, lossless, at the file's first size."""
 
-    def __init__(self, final: Path, stream: StreamInfo, threads: int) -> None:
+    def __init__(
+        self, final: Path, stream: StreamInfo, threads: int, saved: Saved | None = None
+    ) -> None:
         self.notes: list[str] = []
         self._size_hw, self._time_base = stream.size_hw, stream.time_base
         self._frame_ns = _USUAL_FRAME_NS
@@ -200,11 +120,19 @@ class LabelVideo:
         plane = self._frame.planes[0]
         self._pixels = np.frombuffer(memoryview(plane), np.uint8).reshape(height, -1)[:, :width]
         self._encoder = _ffv1_encoder(stream, threads)
-        self._part = PartFile(final)
+        self._part = PartFile(final, saved.kept() if saved else None)
         private = bytes(self._encoder.extradata or b"")
-        self._file = MatroskaWriter(
-            self._part.file, "V_FFV1", private, stream.size_hw, stream.time_base
-        )
+        file = (self._part.file, "V_FFV1", private, stream.size_hw, stream.time_base)
+        try:
+            self._file = MatroskaWriter(*file, delay_ns=saved.data["delay_ns"] if saved else None)
+        except ValueError as error:
+            self._part.discard(keep=True)
+            raise OutputError(
+                f"cannot go on with {self._part.part}: it is damaged ({error}); begin anew"
+            ) from error
+        if saved:
+            self._frames, self._last_pts = saved.data["frames"], saved.data["last_pts"]
+            self._frame_ns = saved.data["frame_ns"]
 
     def write(self, frame: LabelledFrame) -> None:
         np.copyto(self._pixels, resize_labels(frame.full, self._size_hw))
@@ -214,6 +142,10 @@ class LabelVideo:
             self._frame_ns = to_nanoseconds(frame.pts - self._last_pts, self._time_base)
         self._last_pts = frame.pts
         self._frames += 1
+
+    def save(self) -> dict[str, Any]:
+        return {"bytes": self._part.sync(), "frames": self._frames, "last_pts": self._last_pts,
+                "frame_ns": self._frame_ns, "delay_ns": self._file.delay_ns}  # fmt: skip
 
     def close(self, interrupted: bool) -> dict[str, Any]:
         self._append(None)
@@ -225,8 +157,8 @@ class LabelVideo:
     def publish(self) -> None:
         self._part.publish()
 
-    def abort(self) -> None:
-        self._part.discard()
+    def abort(self, keep: bool = False) -> None:
+        self._part.discard(keep)
 
     def _append(self, frame: VideoFrame | None) -> None:
         for packet in self._encoder.encode(frame):
@@ -238,7 +170,7 @@ class LabelVideo:
 class LabelImages:
     """`labels/NAME.png`: the ids themselves, each image at its frame's own size."""
 
-    def __init__(self, final: Path, stream: StreamInfo) -> None:
+    def __init__(self, final: Path, stream: StreamInfo, saved: Saved | None = None) -> None:
         self.notes: list[str] = []
         counts = Counter(stream.frame_names or ())
         self._repeated = {name for name, count in counts.items() if count > 1}
@@ -247,12 +179,28 @@ class LabelImages:
                 f"{len(self._repeated)} image names occur more than once: their labels are"
                 " NAME_INDEX.png"
             )
-        self._files = 0
-        self._part = PartFolder(final)
+        self._files = saved.data["files"] if saved else 0
+        self._last = (saved.data["last"][0], saved.data["last"][1]) if saved else (-1, -1)
+        if saved is None:
+            self._part = PartFolder(final)
+            return
+        index, pts = self._last
+        names = stream.frame_names
+        written = (
+            {f"{self._name(names, i, i)}.png" for i in range(pts + 1)} if names is not None
+            else {f"{self._name(None, i, 0)}.png" for i in range(index + 1)}
+        )  # fmt: skip
+        self._part = PartFolder(final, saved.kept("files"), written.__contains__)
 
     def write(self, frame: LabelledFrame) -> None:
-        self._part.write(f"{self._name(frame)}.png", encode_png(frame.full))
+        name = self._name(frame.stream.frame_names, frame.index, frame.pts)
+        self._part.write(f"{name}.png", encode_png(frame.full))
         self._files += 1
+        self._last = (frame.index, frame.pts)
+
+    def save(self) -> dict[str, Any]:
+        self._part.sync()
+        return {"files": self._files, "last": list(self._last)}
 
     def close(self, interrupted: bool) -> dict[str, Any]:
         return {"bytes": self._part.close(), "files": self._files}
@@ -260,26 +208,26 @@ class LabelImages:
     def publish(self) -> None:
         self._part.publish()
 
-    def abort(self) -> None:
-        self._part.discard()
+    def abort(self, keep: bool = False) -> None:
+        self._part.discard(keep)
 
-    def _name(self, frame: LabelledFrame) -> str:
-        if frame.stream.frame_names is None:
-            return f"{frame.index:06d}"
-        name = frame.stream.frame_names[frame.pts]
+    def _name(self, names: Sequence[str] | None, index: int, pts: int) -> str:
+        if names is None:
+            return f"{index:06d}"
+        name = names[pts]
         if Path(name).name != name:
             raise ValueError(f"frame_names must be names without folders, got {name!r}")
-        return f"{name}_{frame.pts:06d}" if name in self._repeated else name
+        return f"{name}_{pts:06d}" if name in self._repeated else name
 
 
 class StatsFile:
     """`stats.jsonl`: a line a frame."""
 
-    def __init__(self, final: Path, palette: Palette) -> None:
+    def __init__(self, final: Path, palette: Palette, saved: Saved | None = None) -> None:
         self.notes: list[str] = []
         self._classes = palette.classes
-        self._lines = 0
-        self._part = PartFile(final)
+        self._lines = saved.data["lines"] if saved else 0
+        self._part = PartFile(final, saved.kept() if saved else None)
 
     def write(self, frame: LabelledFrame) -> None:
         # At the model's size: a third of the time, and what the network said before resizing.
@@ -298,14 +246,17 @@ class StatsFile:
             self._part.file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self._lines += 1
 
+    def save(self) -> dict[str, Any]:
+        return {"bytes": self._part.sync(), "lines": self._lines}
+
     def close(self, interrupted: bool) -> dict[str, Any]:
         return {"bytes": self._part.close(), "lines": self._lines}
 
     def publish(self) -> None:
         self._part.publish()
 
-    def abort(self) -> None:
-        self._part.discard()
+    def abort(self, keep: bool = False) -> None:
+        self._part.discard(keep)
 
 
 def encode_png(labels: np.ndarray) -> bytes:
@@ -344,30 +295,3 @@ def _ffv1_encoder(stream: StreamInfo, threads: int) -> VideoCodecContext:
     encoder.options = {**_FFV1_OPTIONS, "slices": "4" if min(height, width) >= 32 else "1"}
     encoder.open()
     return encoder
-
-
-def _fit_picture(picture: Planes, size_hw: tuple[int, int], full_chroma: bool) -> Planes:
-    """A 4:2:0 picture at `size_hw`, its chroma at full size if wanted."""
-    height, width = size_hw
-    y, u, v = picture
-    if y.shape != size_hw:
-        half = ((width + 1) // 2, (height + 1) // 2)
-        y = cv2.resize(y, (width, height), interpolation=cv2.INTER_LINEAR)
-        u, v = (cv2.resize(plane, half, interpolation=cv2.INTER_LINEAR) for plane in (u, v))
-    if full_chroma:
-        u, v = (
-            cv2.resize(plane, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)[:height, :width]
-            for plane in (u, v)
-        )
-    return y, u, v
-
-
-def _pixel_aspect(stream: StreamInfo) -> Fraction | None:
-    """Width over height of a pixel as displayed, None where square or unknown."""
-    stated = stream.details.get("sample_aspect_ratio")
-    if not stated:
-        return None
-    width, height = map(int, str(stated).split(":"))
-    if stream.rotation_degrees % 180:
-        width, height = height, width
-    return Fraction(width, height)

@@ -9,6 +9,7 @@ import cv2
 import pytest
 import torch
 
+from tests.cameras import has_rtsp_server
 from tests.media import has_ffmpeg
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -21,12 +22,32 @@ cv2.setNumThreads(1)
 def pytest_configure() -> None:
     if os.environ.get("REQUIRE_FFMPEG") == "1" and not has_ffmpeg():
         raise pytest.UsageError("REQUIRE_FFMPEG=1, but the ffmpeg and ffprobe commands are missing")
+    if os.environ.get("REQUIRE_CUDA") == "1" and not torch.cuda.is_available():
+        raise pytest.UsageError("REQUIRE_CUDA=1, but there is no CUDA device")
+    if os.environ.get("REQUIRE_RTSP") == "1" and not has_rtsp_server():
+        raise pytest.UsageError("REQUIRE_RTSP=1, but GStreamer's RTSP server is missing")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Compiled networks go to a folder of the tests, not to the user's."""
     os.environ["ROADMASK_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four labelled pictures, not to be written to."""
+    from tests.drives import write_pictures
+
+    return write_pictures(tmp_path_factory.mktemp("drive") / "train")
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of an untrained model of the same classes as `pictures`."""
+    from tests.drives import write_teacher
+
+    return write_teacher(tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from pipeline.run import RunConfig, prepare, run, segment
 from pipeline.sinks import OutputOptions
 from pipeline.stages import SourceReport
 from tests import media
+from tests.bench.memory import family
 
 FRAMES = 21
 
@@ -281,11 +282,12 @@ def _interrupt(tmp_path: Path, placement: str, how: signal.Signals) -> None:
     [("fused", "FusedActor"), ("spread", "DecoderActor"), ("spread", "SegmenterActor"),
      ("spread", "SinkActor")],
 )  # fmt: skip
-def test_a_killed_process_fails_its_source_only(
+def test_a_killed_process_costs_no_source(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placement: str, actor: str
 ) -> None:
-    """The sources after it are done by what takes the dead one's place."""
+    """Its source goes on, and those after it are done, by what takes the dead one's place."""
     monkeypatch.setattr("pipeline.run.SPREAD_LANES", 1)
+    monkeypatch.setattr("pipeline.run.available_cores", lambda: 1)  # one fused source at a time
     long = tmp_path / "long.mp4"
     media.write_moving_clip(long, 3000, seed=1)
     config = RunConfig(
@@ -299,25 +301,72 @@ def test_a_killed_process_fails_its_source_only(
         elif event.stream_id == "long" and not killed:
             killed = _kill_worker(actor)
     assert killed
-    assert "process that worked on it died" in (reports["long"].error or "")
-    assert not (tmp_path / "out" / "long").exists()
-    for name, frames in (("clip0", FRAMES), ("clip1", FRAMES + 1)):
+    for name, frames in (("long", 3000), ("clip0", FRAMES), ("clip1", FRAMES + 1)):
         assert reports[name].error is None
         assert len(read_labels(tmp_path / "out" / name / "labels.mkv")) == frames
 
 
-def _kill_worker(actor: str) -> bool:
-    """Kill the processes of one kind of actor that this process started."""
+def test_a_killed_process_that_sources_shared_fails_none_of_them(
+    clips: Path,
+    tmp_path: Path,
+    counted_alone: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Any of them may have been its death: each is begun again, in a process of its own."""
+    monkeypatch.setattr("pipeline.run.available_cores", lambda: 3)
+    long = tmp_path / "long.mp4"
+    media.write_moving_clip(long, 1500, seed=1)
+    plan = prepare(
+        RunConfig(
+            (str(long), str(clips / "clip0.mp4"), str(clips / "clip1.mp4")),
+            tmp_path / "out", OutputOptions(), engine="counting",
+        )
+    )  # fmt: skip
+    assert (plan.placement.name, plan.placement.together) == ("fused", 3)
+    reports, killed = {}, False
+    for event in run(plan):
+        if isinstance(event, SourceReport):
+            assert event.stream_id not in reports
+            reports[event.stream_id] = event
+        elif event.stream_id == "long" and not killed:
+            killed = _kill_worker("FusedActor")
+    assert killed
+    assert {name: report.error for name, report in reports.items()} == dict.fromkeys(reports)
+    assert len(read_labels(tmp_path / "out" / "long" / "labels.mkv")) == 1500
+    for name in ("clip0", "clip1"):
+        found = read_labels(tmp_path / "out" / name / "labels.mkv")
+        np.testing.assert_array_equal(found, counted_alone[name])
+
+
+def test_nothing_but_json_is_on_standard_output_when_a_process_dies(tmp_path: Path) -> None:
+    """Ray prints notices of dead workers there; scripts read it."""
+    clip, out = tmp_path / "long.mp4", tmp_path / "out"
+    media.write_moving_clip(clip, 3000, seed=1)
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(clip), "--out", str(out), "--json",
+               "--size", "96x128", "--placement", "fused"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    part, deadline = out / "long" / ".labels.mkv.part", time.monotonic() + 120
+    while not (part.exists() and part.stat().st_size > 20_000):
+        assert time.monotonic() < deadline, "the run never began to write"
+        time.sleep(0.05)
+    assert _kill_worker("FusedActor", process.pid)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    report = json.loads(stdout)
+    assert (report["frames"], report["error"]) == (3000, None)
+
+
+def _kill_worker(actor: str, root: int | None = None) -> bool:
+    """Kill the processes of one kind of actor that a process (by default this one) has started."""
     found = False
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                title = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if title.startswith(f"ray::{actor}".encode()):
-                os.kill(int(folder.name), signal.SIGKILL)
-                found = True
+    for pid in family(root or os.getpid()):
+        try:
+            title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(f"ray::{actor}".encode()):
+            os.kill(pid, signal.SIGKILL)
+            found = True
     return found
 
 

@@ -85,3 +85,45 @@ def test_batches_that_cannot_be_are_refused() -> None:
         table.acquire(["a", "a"])
     with pytest.raises(ValueError, match="up to 2 different streams"):
         table.acquire(["a", "b", "c"])
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["step", "step", "release", "gap"]),
+            st.sets(st.sampled_from("abcdef"), min_size=1, max_size=3),
+        ),
+        max_size=40,
+    )
+)
+@settings(max_examples=80, deadline=None)
+def test_slots_are_assigned_taken_away_and_used_again(events: list[tuple[str, set[str]]]) -> None:
+    """Whatever comes, no two streams own a slot, none is lost, and each stream's count is its own."""
+    table = StateTable(CountingEngine(SIZE, 3))
+    seen: dict[str, int] = {}
+    for what, streams in events:
+        for name in streams if what == "release" else ():
+            table.release(name)
+            seen.pop(name, None)
+        for name in streams if what == "gap" else ():
+            table.pass_gap(Gap(stream_info(name), 0, None, "cut"))
+            seen.pop(name, None)
+        if what == "step":
+            names = sorted(streams)
+            for name in names:
+                seen[name] = seen.get(name, 0) + 1
+            assert step(table, *names) == [seen[name] for name in names]
+        owned = [m.slot for m in table.memories.values() if m.slot is not None]
+        assert sorted([*owned, *table.free]) == [0, 1, 2]
+        assert all((m.saved is None) or (m.slot is None) for m in table.memories.values())
+
+
+def test_the_stream_that_was_idle_for_longest_gives_its_slot_up() -> None:
+    table = StateTable(CountingEngine(SIZE, 2))
+    for batch in (["a"], ["b"], ["a"]):
+        step(table, *batch)
+    step(table, "c")
+    slots = {name: memory.slot for name, memory in table.memories.items()}
+    assert slots["b"] is None
+    assert {slots["a"], slots["c"]} == {0, 1}
+    assert table.swaps == 1

@@ -17,7 +17,10 @@ from pipeline.errors import EngineError
 from pipeline.settings import has_nvidia_driver
 
 ENGINES = ("auto", "cpu", "cuda", "tensorrt")
-PRECISIONS = ("auto", "f32", "bf16", "int8")
+CPU_PRECISIONS = ("auto", "f32", "bf16", "int8")
+GPU_PRECISIONS = ("auto", "f32", "f16", "bf16")
+PRECISIONS = ("auto", "f32", "f16", "bf16", "int8")
+TENSORRT_NEEDS = "it needs an NVIDIA GPU and pip install 'roadmask[trt]'"
 
 
 class Engine(Protocol):
@@ -62,8 +65,8 @@ class EngineChoice:
     """An engine and why it was taken; both stand in the log and the manifest.
 
     Attributes:
-        name: "cpu", "cuda" or "counting".
-        runtime: what runs it, with its precision: "OpenVINO bf16", "torch float32", ...
+        name: "cpu", "cuda", "tensorrt" or "counting".
+        runtime: what runs it, with its precision: "OpenVINO bf16", "CUDA graphs f16", ...
         reason: why, in words.
         threads: threads the engine computes with; 0 leaves it to the runtime.
     """
@@ -90,20 +93,44 @@ def choose_engine(name: str, precision: str = "auto") -> EngineChoice:
         return EngineChoice("counting", "NumPy", "asked for; it proves the order of frames")
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}: choose one of {', '.join(ENGINES)}")
-    if name == "tensorrt":
+    if name == "cpu":
+        return _choose_cpu("asked for", precision)
+    problem = _gpu_problem("cuda" if name == "auto" else name, precision)
+    if not problem:
+        found = "a CUDA device is here" if name == "auto" else "asked for"
+        runtime = "TensorRT" if name == "tensorrt" else "CUDA graphs"
+        multiplied = "f16" if precision == "auto" else precision
+        return EngineChoice("cuda" if name == "auto" else name, f"{runtime} {multiplied}", found)
+    if name == "auto":
+        return _choose_cpu(problem, precision)
+    raise EngineError(f"engine {name!r} cannot run here: {problem}; use --engine cpu or auto")
+
+
+def _choose_cpu(why: str, precision: str) -> EngineChoice:
+    if precision not in CPU_PRECISIONS:
         raise EngineError(
-            "engine 'tensorrt' is not in this version: use --engine cuda on an NVIDIA GPU, or auto"
+            f"precision {precision!r} is for GPUs: a CPU takes {', '.join(CPU_PRECISIONS)}"
         )
-    if name in ("auto", "cuda"):
-        problem = _cuda_problem()
-        if not problem and precision == "auto":
-            return EngineChoice("cuda", "torch float16", "a CUDA device is here")
-        problem = problem or f"it has no precision {precision!r} in this version"
-        if name == "cuda":
-            raise EngineError(f"engine 'cuda' cannot run here: {problem}; use --engine cpu or auto")
     from pipeline.engines.cpu import choose_cpu
 
-    return choose_cpu(problem if name == "auto" else "asked for", precision)
+    return choose_cpu(why, precision)
+
+
+def _gpu_problem(name: str, precision: str) -> str:
+    """Why an engine can't run on this machine's GPU, if there is one; empty if it can."""
+    if not has_nvidia_driver():
+        return "no NVIDIA driver is loaded" + ("" if name == "cuda" else f" ({TENSORRT_NEEDS})")
+    import torch
+
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if precision not in GPU_PRECISIONS:
+        return f"it takes precision {', '.join(GPU_PRECISIONS)}, got {precision!r}"
+    if name == "cuda":
+        return ""
+    from pipeline.engines.tensorrt import tensorrt_problem
+
+    return tensorrt_problem()
 
 
 def check_fit(choice: EngineChoice, files: ModelFiles) -> str | None:
@@ -111,7 +138,7 @@ def check_fit(choice: EngineChoice, files: ModelFiles) -> str | None:
 
     Raises EngineError if the chosen precision needs a form that is not there.
     """
-    if choice.precision != "int8":
+    if choice.name != "cpu" or choice.precision != "int8":
         return None
     from models.export import QuantizationError, check_int8
 
@@ -119,14 +146,6 @@ def check_fit(choice: EngineChoice, files: ModelFiles) -> str | None:
         return check_int8(files)
     except QuantizationError as error:
         raise EngineError(str(error)) from error
-
-
-def _cuda_problem() -> str:
-    if not has_nvidia_driver():
-        return "no NVIDIA driver is loaded"
-    import torch
-
-    return "" if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
 def engine_factory(choice: EngineChoice, files: ModelFiles, spec: Spec, slots: int) -> MakeEngine:
@@ -141,6 +160,14 @@ def engine_factory(choice: EngineChoice, files: ModelFiles, spec: Spec, slots: i
             from pipeline.engines.cpu import OpenVinoEngine
 
             return OpenVinoEngine(choice, files, model_hw, slots)
+        if choice.name == "tensorrt":
+            from pipeline.engines.tensorrt import tensorrt_engine
+
+            return tensorrt_engine(choice, files, model_hw, slots)
+        if choice.name == "cuda" and choice.runtime.startswith("CUDA"):
+            from pipeline.engines.cuda import cuda_engine
+
+            return cuda_engine(choice, files, model_hw, slots)
         from pipeline.engines.eager import EagerEngine
 
         return EagerEngine(choice, files, model_hw, slots)

@@ -114,7 +114,7 @@ def _read_or_convert(files: ModelFiles) -> Any:
     Converting imports torch and takes seconds; reading takes milliseconds. The cache's key holds all that
     the result depends on: weights, specification, the networks' code and OpenVINO's version.
     """
-    path = cache_folder() / f"openvino-{_cache_key(files)}.xml"
+    path = converted_path(files)
     if path.exists():
         with suppress(RuntimeError):  # a damaged file is as good as none
             return core().read_model(path)
@@ -129,6 +129,11 @@ def _read_or_convert(files: ModelFiles) -> Any:
     return core().read_model(
         path
     )  # mapped from the file, where the converted one lies in memory twice
+
+
+def converted_path(files: ModelFiles) -> Path:
+    """Where the converted network is kept."""
+    return cache_folder() / f"openvino-{_cache_key(files)}.xml"
 
 
 def _cache_key(files: ModelFiles) -> str:

@@ -1,4 +1,4 @@
-"""Plain PyTorch: the CUDA engine, and the CPU's where OpenVINO is not installed."""
+"""Plain PyTorch in float32: the CPU's engine where OpenVINO is not installed, and what others are held to."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.errors import ModelError
 
 
 class EagerEngine:
-    """The step as PyTorch runs it: float16 on a GPU, float32 on a CPU, channels last."""
+    """The step as PyTorch runs it, channels last."""
 
     def __init__(
         self, choice: EngineChoice, files: ModelFiles, model_hw: tuple[int, int], slots: int
@@ -23,7 +23,6 @@ class EagerEngine:
         self.slots = slots
         self.device = torch.device(choice.name)
         self.batches = self.device.type == "cuda"
-        self.dtype = torch.float16 if self.batches else torch.float32
         if choice.threads and not self.batches:
             torch.set_num_threads(choice.threads)
         try:
@@ -39,15 +38,14 @@ class EagerEngine:
     @torch.inference_mode()
     def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
         rows = torch.as_tensor(list(slots), device=self.device)
-        keep = 1.0 - torch.as_tensor(list(reset), device=self.device, dtype=torch.float32)
-        state = self.bank[rows] * keep[:, None, None, None]
+        fresh = torch.as_tensor(list(reset), device=self.device, dtype=torch.bool)
+        state = torch.where(fresh[:, None, None, None], 0.0, self.bank[rows])
         pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device, non_blocking=True)
         labels = []
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            for time in range(pixels.shape[1]):
-                found, state = self._step(pixels[:, time], state.float())
-                labels.append(found.to(torch.uint8))
-        self.bank[rows] = state.float()
+        for time in range(pixels.shape[1]):
+            found, state = self._step(pixels[:, time], state)
+            labels.append(found.to(torch.uint8))
+        self.bank[rows] = state
         return torch.stack(labels, 1).cpu().numpy()
 
     def read_state(self, slot: int) -> np.ndarray:

@@ -17,8 +17,8 @@ from pathlib import Path
 import cv2
 
 from models.evaluation.metrics import ConfusionMatrix
+from models.labels import clean_ids
 from models.spec import find_model
-from models.training.data import clean_ids
 
 
 def score(camvid: Path, *arguments: str) -> ConfusionMatrix:

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline.bench.measure import family
+
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_videos" / "city_drive.mp4"
 
 
@@ -32,22 +34,6 @@ def make_source(folder: Path, minutes: float) -> Path:
 
 def _ffmpeg(*arguments: object) -> None:
     subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-y", *map(str, arguments)], check=True)
-
-
-def family(root: int) -> list[int]:
-    """A process and all that descend from it."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, todo = [], [root]
-    while todo:
-        found.append(todo.pop())
-        todo += parents.get(found[-1], [])
-    return found
 
 
 def memory_mb(pids: list[int]) -> tuple[float, float]:

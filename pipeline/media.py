@@ -1,0 +1,212 @@
+"""Containers and codecs as PyAV has them: opening a file, choosing its video stream, decoding a packet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from pipeline.errors import MediaError, SourceNotFoundError
+
+IMAGE_TIME_BASE = Fraction(1, 30)
+_NETWORK_TIMEOUTS_S = (10.0, 30.0)  # to open, to read
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
+_TEXT_FORMATS = ("tty",)  # FFmpeg draws text files as pictures of a terminal
+_MOST_NOTES = 20
+
+
+@dataclass
+class Tally:
+    """What went wrong on the way, of the whole stream so far.
+
+    Attributes:
+        undecodable_packets: packets (for images, files) that could not be decoded.
+        corrupt_frames: frames the decoder marked as damaged.
+        interrupted: `stop` said so.
+        notes: lines for the user; beyond twenty they are only counted.
+    """
+
+    undecodable_packets: int = 0
+    corrupt_frames: int = 0
+    interrupted: bool = False
+    notes: list[str] = field(default_factory=list)
+    _left_out: int = 0
+
+    def note(self, line: str) -> None:
+        """Adds a line once."""
+        if line in self.notes:
+            return
+        if len(self.notes) < _MOST_NOTES:
+            self.notes.append(line)
+        else:
+            self._left_out += 1
+
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, with a last line that counts those left out."""
+        more = (f"and {self._left_out} more such notes",) if self._left_out else ()
+        return (*self.notes, *more)
+
+    def save(self) -> dict[str, Any]:
+        """What it has come to, for `restore`; JSON can hold it."""
+        return {**vars(self), "notes": list(self.notes)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on where another tally of the same stream was. Raises KeyError for what `save` never gave."""
+        vars(self).update({name: saved[name] for name in vars(self)})
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What the container says of the stream, in the terms of `StreamInfo`."""
+
+    time_base: Fraction
+    average_rate: Fraction | None
+    frame_count: int | None
+    coded_hw: tuple[int, int]
+    details: dict[str, Any]
+    frame_names: tuple[str, ...] | None = None
+
+
+def open_media(uri: str) -> InputContainer:
+    """Opens a file or URL for reading.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        MediaError: it is not media, or cannot be read.
+    """
+    remote = "://" in uri and not os.path.exists(uri)
+    # Without these, a colon in a name is taken for a protocol, and a % for a numbered series.
+    name, options = uri if remote else f"file:{uri}", {"pattern_type": "none"}
+    timeout = _NETWORK_TIMEOUTS_S if remote else None
+    try:
+        container = av.open(
+            name, container_options=options, metadata_errors="replace", timeout=timeout
+        )
+    except FileNotFoundError as error:
+        raise SourceNotFoundError(f"{uri}: no such file") from error
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"{uri}: {_why_not_media(uri, error, remote)}") from error
+    if container.format.name in _TEXT_FORMATS:
+        container.close()
+        raise MediaError(f"{uri}: is a text file; expected a video or an image")
+    return container
+
+
+def choose_stream(container: InputContainer, uri: str, tally: Tally) -> VideoStream:
+    """The video stream that the `ffmpeg` command would take, with a note if there are several.
+
+    Raises:
+        MediaError: there is none that can be decoded.
+    """
+    videos = list(container.streams.video)
+    known = [stream for stream in videos if stream.codec_context is not None]
+    if not known:
+        held = ", ".join(sorted({stream.type for stream in container.streams}))
+        what = f"only {held}" if held else "no stream at all"
+        if videos:
+            what = "video in a format that cannot be decoded"
+        raise MediaError(f"{uri}: holds {what}; expected a video stream")
+    chosen = max(known, key=_stream_score)
+    films = [stream for stream in known if not stream.disposition & Disposition.attached_pic]
+    if len(films) > 1:
+        size = f"{chosen.codec_context.width}x{chosen.codec_context.height}"
+        tally.note(f"{len(films)} video streams: stream {chosen.index} ({size}) was taken")
+    return chosen
+
+
+def set_threads(stream: VideoStream, threads: int) -> None:
+    """Sets the number of decoding threads, 0 for one a core; before the first packet.
+
+    One thread is exact on damaged files and costs the least: frame threading takes a tenth more.
+    """
+    stream.codec_context.thread_count = threads
+    if threads != 1:
+        stream.codec_context.thread_type = "AUTO"
+
+
+def decode_packet(stream: VideoStream, packet: Packet | None, tally: Tally) -> list[VideoFrame]:
+    """The frames a packet completes, none if it is damaged; None asks for those still held back."""
+    try:
+        return stream.decode(packet)
+    except av.EOFError:
+        return []
+    except av.FFmpegError:
+        # Also while draining: the error is that of a packet sent before.
+        tally.undecodable_packets += 1
+        return []
+
+
+def _stream_score(stream: VideoStream) -> tuple[bool, int, int]:
+    """As ffmpeg's own choice of a stream: covers last, then the default one, then the largest."""
+    shown = stream.disposition
+    pixels = stream.codec_context.width * stream.codec_context.height
+    film = not shown & Disposition.attached_pic
+    return film, pixels + 5_000_000 * bool(shown & Disposition.default), -stream.index
+
+
+def facts_of(container: InputContainer, stream: VideoStream) -> MediaFacts:
+    codec = stream.codec_context
+    rate = stream.average_rate or stream.guessed_rate or None
+    time_base = stream.time_base or (1 / rate if rate else IMAGE_TIME_BASE)
+    details: dict[str, Any] = {
+        "container": container.format.name,
+        "codec": codec.name,
+        "profile": codec.profile,
+        "stream_index": stream.index,
+        "streams": len(container.streams),
+    }
+    aspect = stream.sample_aspect_ratio
+    if aspect and aspect != 1:
+        details["sample_aspect_ratio"] = f"{aspect.numerator}:{aspect.denominator}"
+    return MediaFacts(
+        time_base=time_base,
+        average_rate=rate,
+        frame_count=_estimate_frames(container, stream, rate),
+        coded_hw=(max(1, codec.height), max(1, codec.width)),
+        details={key: value for key, value in details.items() if value is not None},
+    )
+
+
+def _estimate_frames(
+    container: InputContainer, stream: VideoStream, rate: Fraction | None
+) -> int | None:
+    if stream.frames > 0:
+        return stream.frames
+    if stream.duration and stream.time_base:
+        seconds = stream.duration * stream.time_base
+    elif container.duration:
+        seconds = Fraction(container.duration, av.time_base)
+    else:
+        return None
+    return max(1, round(seconds * rate)) if rate and seconds > 0 else None
+
+
+def _why_not_media(uri: str, error: Exception, remote: bool) -> str:
+    if remote or isinstance(error, PermissionError):
+        return f"cannot be opened: {reason_of(error)}; it must be there and readable"
+    try:
+        with open(uri, "rb") as file:
+            head = file.read(12)
+    except OSError:
+        return f"cannot be read: {reason_of(error)}"
+    if not head:
+        return "is empty (0 bytes); expected a video or an image"
+    if head[4:8] in _MP4_BOXES:
+        return (
+            "its index (moov) is missing or damaged, as after a recording that was cut off;"
+            " expected a finished MP4: repair it first, for instance with untrunc"
+        )
+    return f"is not media that can be read ({reason_of(error)}); expected a video or an image"
+
+
+def reason_of(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())

@@ -245,8 +245,8 @@ def test_a_frame_comes_out_as_it_went_in() -> None:
 
 def test_every_frame_is_labelled_or_counted_and_shares_are_fair_under_overload() -> None:
     cameras = [FakeCamera(fps=fps) for fps in (200, 200, 100, 400)]
-    with hub_of(cameras, lambda hw: SlowEngine(hw, 16, 0.004)) as hub:
-        until(lambda: min(status.frames for status in hub.cameras()) >= 50)
+    with hub_of(cameras, lambda hw: SlowEngine(hw, 16, 0.02)) as hub:
+        until(lambda: min(status.frames for status in hub.cameras()) >= 25)
         for camera in cameras:
             camera.fps = 0
         counted = lambda: [s.frames + sum(s.dropped.values()) for s in hub.cameras()]  # noqa: E731

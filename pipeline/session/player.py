@@ -15,7 +15,7 @@ from pipeline.session.reader import CameraFiles, Session
 from pipeline.session.source import CameraSource, ModelSize, ReplayedFrame
 from pipeline.stages import ahead
 
-AHEAD_FRAMES = 4  # labelled before they are due, so that a slow frame is not a late one
+AHEAD_FRAMES = 10  # labelled before they are due, so that a burst is not late
 _LATENESS_KEPT = 100_000
 
 OnFrame = Callable[[ReplayedFrame], None]

@@ -15,6 +15,7 @@ from pipeline import __version__
 from pipeline.cli_eval import evaluate_model
 from pipeline.cli_live import watch_live
 from pipeline.cli_session import record_session, replay_session
+from pipeline.doctor import check_machine
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
 
 if TYPE_CHECKING:
@@ -270,6 +271,7 @@ app.command("eval")(evaluate_model)
 app.command("live")(watch_live)
 app.command("record")(record_session)
 app.command("replay")(replay_session)
+app.command("doctor")(check_machine)
 
 
 @app.command("compile")

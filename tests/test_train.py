@@ -23,7 +23,7 @@ from models.evaluation.metrics import ConfusionMatrix, MaskCounts
 from models.labels import UNLABELLED_MASK
 from models.registry import build, load, save
 from models.spec import Spec
-from models.training.config import Source
+from models.training.config import Phase, Source
 from models.training.data import Clip, TrainingData, read_source
 from models.training.sampling import Batch
 from models.training.train import Trainer, main
@@ -379,7 +379,7 @@ def test_validating_on_what_is_trained_on_is_told_by_files_and_not_by_names(
 
 
 def burnt_in(pictures: Path, folder: Path, **changes: Any) -> Trainer:
-    """A training whose odd steps see two frames before the two that they learn from."""
+    """A training whose odd steps see up to two frames before the two that they learn from."""
     phases = [phase(steps=6, frames=2, burn_in=2)]
     data = [{"folder": str(pictures), "sequence_step": 1}]
     return Trainer(tiny_config(pictures, train_on=data, phases=phases, **changes), folder, quiet)
@@ -390,7 +390,7 @@ def test_after_a_burn_in_a_network_says_what_it_says_in_an_unbroken_pass(
 ) -> None:
     trainer = burnt_in(pictures, tmp_path)
     network, (only,) = trainer.network.eval(), trainer.config.phases
-    batch = trainer._sampler(only).batch(1, 2, 4)
+    batch = trainer._sampler(only).batch(1, 2, 2, 2)
     frames = batch.frames()
     state = trainer._remembered(network, frames[:, :2])
     assert not state.requires_grad
@@ -406,34 +406,39 @@ def test_after_a_burn_in_a_network_says_what_it_says_in_an_unbroken_pass(
     assert (without - rest).abs().max() > 1e-3  # else there would be nothing to remember
 
 
-def test_every_other_step_burns_in_and_learns_nothing_from_those_frames(
-    pictures: Path, tmp_path: Path
-) -> None:
-    """What is seen before changes the loss in odd steps alone; it has no labels there and no gradient."""
+def test_every_other_step_burns_in_for_few_frames_or_many() -> None:
+    only = Phase.model_validate(phase(burn_in=40))
+    assert {only.burn_in_of(step) for step in range(0, 400, 2)} == {0}
+    lengths = [only.burn_in_of(step) for step in range(1, 401, 2)]
+    assert (min(lengths), max(lengths)) == (1, 40)
+    short = np.mean([length < 6.3 for length in lengths])  # 40 to the power of a half
+    assert short == pytest.approx(0.5, abs=0.05)
+    assert {Phase.model_validate(phase(burn_in=1)).burn_in_of(step) for step in (1, 3, 5)} == {1}
+    assert {Phase.model_validate(phase()).burn_in_of(step) for step in range(8)} == {0}
+
+
+def test_frames_of_burn_in_are_seen_and_not_learnt_from(pictures: Path, tmp_path: Path) -> None:
+    """What is seen before changes the loss; it has no labels there and no gradient."""
     trainer = burnt_in(pictures, tmp_path)
     (only,) = trainer.config.phases
     objective = trainer._objective(only)
-    batch = trainer._sampler(only).batch(1, 2, 4)
+    batch = trainer._sampler(only).batch(1, 2, 2, 2)
     other = batch._replace(rgb=batch.rgb.clone(), labels=batch.labels.clone())
     other.rgb[:, :2] = 255 - other.rgb[:, :2]
     relabelled = batch._replace(labels=batch.labels.clone())
     relabelled.labels[:, :2] = 0
     weights = {name: t.clone() for name, t in trainer.network.state_dict().items()}
 
-    def loss(of: Batch, step: int) -> float:
+    def loss(of: Batch) -> float:
         trainer.network.load_state_dict(weights)
-        trainer.step = step
-        return trainer._update(of, objective, 0.0, only.burn_in)["loss"]
+        return trainer._update(of, objective, 0.0, 2)["loss"]
 
-    assert loss(other, 0) == loss(batch, 0)
-    assert loss(other, 1) != loss(batch, 1)
-    assert loss(relabelled, 1) == loss(batch, 1) != loss(batch, 0)
-    trainer.step = 1
+    assert loss(other) != loss(batch) == loss(relabelled)
     inside: list[bool] = []
     for module in trainer.network.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(lambda m, i, output: inside.append(output.requires_grad))
-    trainer._update(batch, objective, 0.0, only.burn_in)
+    trainer._update(batch, objective, 0.0, 2)
     half = len(inside) // 2
     assert not any(inside[:half])  # the frames before
     assert all(inside[half:])
@@ -444,7 +449,7 @@ def test_a_teacher_has_seen_what_its_student_has(
 ) -> None:
     trainer = burnt_in(pictures, tmp_path, teacher=teacher, losses={"distillation": 1.0})
     (only,) = trainer.config.phases
-    batch = trainer._sampler(only).batch(1, 2, 4)
+    batch = trainer._sampler(only).batch(1, 2, 2, 2)
     assert trainer.teacher is not None
     with torch.inference_mode():
         warm, cold = (
@@ -460,9 +465,8 @@ def test_a_teacher_has_seen_what_its_student_has(
         return terms(objective, *arguments)
 
     object.__setattr__(objective, "terms", keep)
-    for step, expected in ((0, cold), (1, warm)):
-        trainer.step = step
-        trainer._update(batch, objective, 0.0, only.burn_in)
+    for of, burn_in, expected in ((batch.after(2), 0, cold), (batch, 2, warm)):
+        trainer._update(of, objective, 0.0, burn_in)
         torch.testing.assert_close(taught[-1], expected, atol=1e-4, rtol=1e-4)
 
 

@@ -28,7 +28,7 @@ from models.training.augment import (
 from models.training.config import Augment, Phase, Sampling, Source
 from models.training.data import Clip, class_counts, class_weights, read_source
 from models.training.losses import flow_steadiness_loss, steadiness_loss
-from models.training.sampling import Batch, ClipSampler, Needs, ahead
+from models.training.sampling import Batch, ClipSampler, Needs, _to_and_fro, ahead
 from models.training.weather import Glare, Rain, Weather
 from tests.drives import phase, scene, write_pictures, write_rendered
 
@@ -229,6 +229,13 @@ def test_bursts_hide_some_frames_and_leave_the_first_clear() -> None:
     assert (rgb == 90).all()
 
 
+def test_bursts_reach_what_is_trained_on_or_end_just_before_it() -> None:
+    rng = np.random.default_rng(3)
+    bursts = [Burst.draw(rng, 34, 30).frames for _ in range(200)]
+    assert {burst[-1] for burst in bursts} == set(range(28, 34))
+    assert {len(burst) for burst in bursts} == set(range(1, 17))
+
+
 def test_looks_differ_from_clip_to_clip() -> None:
     rng = np.random.default_rng(0)
     rgb = np.full((8, 8, 3), 120, np.uint8)
@@ -332,7 +339,7 @@ def test_rare_classes_are_looked_for_in_the_first_frame_that_is_trained_on(burn_
     jumping = Clip("jumping", clip.rgb, labels)
     once = np.where(np.arange(4)[:, None, None] == 2, labels, 1)
     passing = Clip("passing", clip.rgb, once.astype(np.uint8))
-    size = {"crop_hw": [16, 16], "scale_range": [1, 1], "burn_in": burn_in}
+    size = {"crop_hw": [16, 16], "scale_range": [1, 1]}
     for pictures, rendered, rare_frames in (
         ([jumping], [], 0),
         ([], [jumping], 0),
@@ -340,17 +347,17 @@ def test_rare_classes_are_looked_for_in_the_first_frame_that_is_trained_on(burn_
     ):
         sampling = {"focus": 1, "rare_frames": rare_frames}
         one = sampler(pictures, rendered, sampling=sampling, augment=STILL, **size)
-        batch = one.batch(0, 40, burn_in + 1).after(burn_in)
+        batch = one.batch(0, 40, 1, burn_in).after(burn_in)
         assert (batch.labels == 2).flatten(1).any(1).all()
 
 
 def test_every_frame_of_pictures_is_as_likely() -> None:
     clips = [clip_of(1), clip_of(3)]
     one, rng = sampler(clips, sampling={"focus": 0}), np.random.default_rng(0)
-    drawn = [one._pick(rng, 1) for _ in range(800)]
+    drawn = [one._pick(rng, 1, 0) for _ in range(800)]
     assert np.mean([clip is clips[0] for clip, _ in drawn]) == pytest.approx(0.25, abs=0.05)
     assert {start for clip, start in drawn if clip is clips[1]} == {0, 1, 2}
-    assert {one._pick(rng, 2)[1] for _ in range(100)} == {0, 1}
+    assert {one._pick(rng, 2, 0)[1] for _ in range(100)} == {0, 1}
 
 
 def test_windows_drift_only_when_asked() -> None:
@@ -359,6 +366,39 @@ def test_windows_drift_only_when_asked() -> None:
     assert len(set(windows)) == 1
     windows = draw_windows(rng, (64, 96), (32, 32), 4, (0.8, 1.2), Augment(), drift=1.0)
     assert len(set(windows)) == 4
+
+
+def test_a_long_way_of_the_camera_over_a_still_turns_back() -> None:
+    """Else the picture would be left behind; it holds what it was aimed at when training begins."""
+    rng = np.random.default_rng(0)
+    one = Augment(roll_degrees=0.0)
+    for _ in range(20):
+        windows = draw_windows(
+            rng,
+            (360, 480),
+            (96, 96),
+            60,
+            (1, 1),
+            one,
+            drift=1.0,
+            focus_yx=(180, 240),
+            focus_step=50,
+        )
+        x = np.array([window.center_xy[0] for window in windows])
+        pace = np.abs(np.diff(x)).mean()
+        assert np.ptp(x) < pace * 16 + 4
+        assert abs(x[50] - 240) < 48
+
+
+def test_clips_shorter_than_a_burn_in_are_played_to_and_fro() -> None:
+    assert [_to_and_fro(step, 4) for step in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    assert {_to_and_fro(step, 1) for step in range(5)} == {0}
+    clip = clip_of(3)
+    batch = sampler([], [clip], augment=STILL, sampling={"focus": 0}).batch(0, 1, 2, 6)
+    first, *rest = batch.rgb[0]
+    assert len(rest) == 7
+    assert (first == batch.rgb[0, 4]).all()
+    assert not (first == batch.rgb[0, 1]).all()
 
 
 def test_names_choose_what_is_read(tmp_path: Path) -> None:

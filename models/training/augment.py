@@ -13,6 +13,9 @@ import numpy as np
 
 from models.training.config import Augment
 
+TURN_AFTER = 12  # frames that an imagined camera goes one way
+LONGEST_BURST = 16  # frames: about a second
+
 
 @dataclass(frozen=True)
 class Look:
@@ -104,25 +107,34 @@ def draw_windows(
     augment: Augment,
     drift: float,
     focus_yx: tuple[int, int] | None = None,
+    focus_step: int = 0,
 ) -> list[Window]:
     """One window a frame. `drift` is the imagined camera's motion (0 keeps it still), `focus_yx` a source
-    pixel that the crop should hold, for classes that are rare."""
+    pixel that the crop should hold at `focus_step`, for classes that are rare."""
     scale = float(np.exp(rng.uniform(*np.log(scale_range))))
     mirror, roll = bool(rng.random() < augment.flip), float(rng.normal(0, augment.roll_degrees))
     center = _draw_center(rng, source_hw, crop_hw, scale, focus_yx)
     zoom, pan_x, pan_y, turn = rng.normal(0, 1, 4) * drift * (0.02, 5.0, 2.0, 0.3)
     windows = []
+    began = int(rng.integers(2 * TURN_AFTER)) if frames > TURN_AFTER else 0
     for step in range(frames):
         shake = rng.normal(0, 0.4 * drift, 2)
+        way = _way(began + step) - _way(began + focus_step)
         windows.append(
             Window(
-                (center[0] + pan_x * step + shake[0], center[1] + pan_y * step + shake[1]),
-                scale * float(np.exp(zoom * step)),
-                roll + turn * step,
+                (center[0] + pan_x * way + shake[0], center[1] + pan_y * way + shake[1]),
+                scale * float(np.exp(zoom * way)),
+                roll + turn * way,
                 mirror,
             )
         )
     return windows
+
+
+def _way(step: int) -> int:
+    """How far the imagined camera has come: it turns back again and again, for there is but one picture."""
+    at = step % (2 * TURN_AFTER)
+    return min(at, 2 * TURN_AFTER - at)
 
 
 def _draw_center(
@@ -174,12 +186,14 @@ class Burst:
     color: tuple[int, int, int]
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, frames: int) -> Burst:
-        """A burst in a clip of `frames` frames; the first one stays clear."""
-        first = int(rng.integers(1, frames))
+    def draw(cls, rng: np.random.Generator, frames: int, burn_in: int = 0) -> Burst:
+        """A burst in a clip of `frames` frames: the first one stays clear, and it ends among those that are
+        trained on, which are after `burn_in`, or just before them."""
+        last = int(rng.integers(max(1, burn_in - 2), frames))
+        length = int(rng.integers(1, LONGEST_BURST + 1))
         color = rng.integers(0, 256, 3)
         return cls(
-            frames=range(first, int(rng.integers(first, frames)) + 1),
+            frames=range(max(1, last - length + 1), last + 1),
             kind=str(rng.choice(["glow", "patch", "wash"], p=[0.4, 0.4, 0.2])),
             center_xy=(float(rng.uniform()), float(rng.uniform())),
             size=float(rng.uniform(0.15, 0.5)),

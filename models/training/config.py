@@ -23,6 +23,8 @@ from models.footage import NameFilter
 from models.labels import MOST_MASKS
 from models.spec import CAMVID_CLASSES, CAMVID_RGB, Spec
 
+GOLDEN_SHARE = 0.618034  # its multiples, less their whole parts, are spread evenly over 0 to 1
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
@@ -156,8 +158,8 @@ class Phase(_Strict):
     frames: int = Field(gt=0, description="frames a clip; the gradient flows through all of them")
     burn_in: int = Field(
         0, ge=0,
-        description="frames before those of the clip that, in every other step, only fill the memory: no"
-        " loss, no gradient (burn-in, Kapturowski et al., ICLR 2019)",
+        description="most frames before those of the clip that, in every other step, only fill the"
+        " memory: no loss, no gradient (burn-in, Kapturowski et al., ICLR 2019)",
     )  # fmt: skip
     crop_hw: tuple[int, int] = Field(description="height and width of the crops, pixels")
     scale_range: tuple[float, float] = Field(description="smallest and largest zoom")
@@ -169,6 +171,14 @@ class Phase(_Strict):
     rendered_share: Share = Field(0.0, description="share of clips that are rendered")
     losses: Losses | None = Field(None, description="instead of the file's losses")
     augment: Augment | None = Field(None, description="instead of the file's augmentation")
+
+    def burn_in_of(self, step: int) -> int:
+        """Frames of burn-in in a step: none in every other one, for a stream's first frames must be right
+        too; else 1 to `burn_in`, each doubling as often, for a memory must stand many ages."""
+        if not self.burn_in or step % 2 == 0:
+            return 0
+        share = step // 2 * GOLDEN_SHARE % 1  # spread evenly from the first steps on
+        return round(self.burn_in**share)
 
     @field_validator("crop_hw", "scale_range")
     @classmethod
@@ -332,6 +342,6 @@ def hues(count: int) -> tuple[tuple[int, int, int], ...]:
     """Colours 0-255 that differ: hues a golden section apart, two brightnesses."""
     colors = []
     for index in range(count):
-        rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 0.9 if index % 2 else 0.6)
+        rgb = colorsys.hsv_to_rgb(index * GOLDEN_SHARE % 1, 0.75, 0.9 if index % 2 else 0.6)
         colors.append((round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])))
     return tuple(colors)

@@ -130,27 +130,30 @@ class ClipSampler:
                 where.extend((number, frame) for frame in frames.tolist())
         return {index: where for index, where in found.items() if where}
 
-    def batch(self, step: int, size: int, frames: int) -> Batch:
-        """The batch of one step: `size` clips of `frames` frames."""
+    def batch(self, step: int, size: int, frames: int, burn_in: int = 0) -> Batch:
+        """The batch of one step: `size` clips of `frames` frames, after `burn_in` that are not trained on."""
         rng = np.random.default_rng((*self.seed, step))
-        clips = [self._clip(rng, frames) for _ in range(size)]
+        clips = [self._clip(rng, burn_in + frames, burn_in) for _ in range(size)]
         return Batch._make(
             None if part[0] is None else torch.from_numpy(np.stack(part))
             for part in zip(*clips, strict=True)
         )
 
-    def _clip(self, rng: np.random.Generator, frames: int) -> tuple[np.ndarray | None, ...]:
+    def _clip(
+        self, rng: np.random.Generator, frames: int, burn_in: int
+    ) -> tuple[np.ndarray | None, ...]:
         """One clip, as the fields of Batch without N."""
-        clip, start = self._pick(rng, frames)
+        clip, start = self._pick(rng, frames, burn_in)
         still = len(clip.labels) == 1
         # Some stills really stand still: CamVid's own frames must not always seem to move.
         moving = still and frames > 1 and rng.random() < self.augment.moving
         windows = draw_windows(
             rng, clip.labels.shape[1:], self.phase.crop_hw, frames, self.phase.scale_range,
-            self.augment, self.augment.drift if moving else 0.0, self._focus(rng, clip, start),
+            self.augment, self.augment.drift if moving else 0.0, self._focus(rng, clip, start + burn_in),
+            burn_in,
         )  # fmt: skip
         look = Look.draw(rng, self.augment)
-        times = [min(start + step, len(clip.labels) - 1) for step in range(frames)]
+        times = [_to_and_fro(start + step, len(clip.labels)) for step in range(frames)]
         clean = [
             warp_picture(clip.rgb[at], window, self.phase.crop_hw)
             for at, window in zip(times, windows, strict=True)
@@ -161,12 +164,12 @@ class ClipSampler:
             bits = [clip.bits(at) for at in times]
             masks = self._cut(bits, windows, UNLABELLED_MASK).astype(np.int32)
         return (
-            self._changed(rng, clean, look), labels, self._motions(windows, still), masks,
+            self._changed(rng, clean, look, burn_in), labels, self._motions(windows, still), masks,
             self._planes(clip, times, windows),
             self._flow(clean, labels if masks is None else masks, still),
         )  # fmt: skip
 
-    def _pick(self, rng: np.random.Generator, frames: int) -> tuple[Clip, int]:
+    def _pick(self, rng: np.random.Generator, frames: int, burn_in: int) -> tuple[Clip, int]:
         """A clip and its first frame."""
         if self.rendered and rng.random() < self.rendered_share:
             clip = self.rendered[int(rng.integers(len(self.rendered)))]
@@ -175,7 +178,7 @@ class ClipSampler:
             rare = list(self.holders)
             where = self.holders[rare[int(rng.integers(len(rare)))]]
             number, frame = where[int(rng.integers(len(where)))]
-            frame -= self.phase.burn_in  # those before it are not trained on
+            frame -= burn_in  # those before it are not trained on
         else:
             at = int(rng.integers(self.last_frame[-1]))
             number = int(np.searchsorted(self.last_frame, at, side="right"))
@@ -183,12 +186,12 @@ class ClipSampler:
         clip = self.pictures[number]
         return clip, max(0, min(frame, len(clip.labels) - frames))
 
-    def _focus(self, rng: np.random.Generator, clip: Clip, start: int) -> tuple[int, int] | None:
-        """A pixel of a rare class for the crop to hold, in the first frame that is trained on."""
+    def _focus(self, rng: np.random.Generator, clip: Clip, step: int) -> tuple[int, int] | None:
+        """A pixel of a rare class for the crop to hold, in the first step that is trained on."""
         if not self.rare or rng.random() < 1 - self.sampling.focus:
             return None
         wanted = self.rare[int(rng.integers(len(self.rare)))]
-        frame = min(start + self.phase.burn_in, len(clip.labels) - 1)
+        frame = _to_and_fro(step, len(clip.labels))
         # A coarse look is enough to find a pixel of the class, and 16 times cheaper.
         rows, columns = np.nonzero(holds(clip.truth()[frame, ::4, ::4], wanted))
         if not rows.size:
@@ -203,7 +206,9 @@ class ClipSampler:
         ]
         return np.stack(crops)
 
-    def _changed(self, rng: np.random.Generator, clean: list[np.ndarray], look: Look) -> np.ndarray:
+    def _changed(
+        self, rng: np.random.Generator, clean: list[np.ndarray], look: Look, burn_in: int
+    ) -> np.ndarray:
         """Colour, weather and occlusion over clean pictures: uint8 [T, h, w, 3]."""
         weather = Weather.draw(rng, self.augment)
         pictures = [
@@ -212,7 +217,7 @@ class ClipSampler:
         ]
         occluded = len(pictures) > 1 and rng.random() < self.augment.occlusion
         if occluded:
-            burst = Burst.draw(rng, len(pictures))
+            burst = Burst.draw(rng, len(pictures), burn_in)
             pictures = [burst.apply(picture, step) for step, picture in enumerate(pictures)]
         return np.stack([weather.after_sensor(picture) for picture in pictures])
 
@@ -250,6 +255,14 @@ class ClipSampler:
             back = np.where(agree[..., None], motion.back_xy * (2 / width, 2 / height), np.nan)
             flow[step - 1] = back.reshape(*shape, 2)[:, middle, :, middle].mean((1, 3))
         return flow
+
+
+def _to_and_fro(step: int, frames: int) -> int:
+    """The frame at a step of a clip that is played to its end, backwards to its beginning, and so on."""
+    if frames == 1:
+        return 0
+    at = step % (2 * (frames - 1))
+    return min(at, 2 * (frames - 1) - at)
 
 
 class _Steps(Dataset[Batch]):

@@ -162,7 +162,7 @@ class Trainer:
         steps, start = range(self.step, first + phase.steps), time.monotonic()
         own = phase.batch // self.place.processes
         batches = ahead(
-            lambda step: sampler.batch(step, own, phase.burn_in + phase.frames), steps,
+            lambda step: sampler.batch(step, own, phase.frames, phase.burn_in_of(step)), steps,
             workers=self.config.workers, pin=self.place.on_gpu,
         )  # fmt: skip
         means, steps_in_all = Means(), self.config.total_steps
@@ -170,7 +170,8 @@ class Trainer:
             for _ in steps:
                 started = time.monotonic()
                 rate = learning_rate(phase, self.step - first)
-                means.add(self._update(next(batches), objective, rate, phase.burn_in))
+                burn_in = phase.burn_in_of(self.step)
+                means.add(self._update(next(batches), objective, rate, burn_in))
                 self.step += 1
                 self.seconds += time.monotonic() - started
                 self.tick(self.step, steps_in_all)
@@ -212,8 +213,7 @@ class Trainer:
         self.network.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # A stream's first frames must be right too: every other step starts without memory.
-        warm = before if burn_in and self.step % 2 else None
+        warm = before if burn_in else None
         with autocast(self.place.device, self.config.precision):
             taught = self._teach(frames, warm) if objective.losses.distillation else None
             state = None if warm is None else self._remembered(self.network, warm)

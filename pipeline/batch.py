@@ -11,6 +11,7 @@ from threading import Condition, Lock
 import numpy as np
 
 from pipeline.frames import FrameBatch
+from pipeline.work import Step
 
 
 @dataclass(eq=False)
@@ -22,6 +23,7 @@ class Request:
     turn: Condition | None = None  # wakes the stream's own thread and no other
     labels: np.ndarray | None = None  # uint8 [T, h, w]
     steps: np.ndarray | None = None  # int64 [T]
+    step: Step | None = None
     error: BaseException | None = None
 
     @property
@@ -80,6 +82,9 @@ class Waiting:
         if request in self._requests:
             self._requests.remove(request)
 
+    def __len__(self) -> int:
+        return len(self._requests)
+
     @property
     def oldest(self) -> Request | None:
         return self._requests[0] if self._requests else None
@@ -133,6 +138,11 @@ class Batcher:
         self._changed = Condition(self._lock)  # the leader alone waits for it
         self._leader: Request | None = None
         self._free_since = -math.inf
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a batch of theirs."""
+        return len(self._waiting)
 
     def join(self, stream_id: str) -> None:
         """A stream has begun: batches wait for it, within the window."""

@@ -14,13 +14,15 @@ import typer
 from pipeline import __version__
 from pipeline.cli_eval import evaluate_model
 from pipeline.cli_live import watch_live
+from pipeline.cli_model import compile_model, prune_model
+from pipeline.cli_ops import observing, plan_capacity, show_status
 from pipeline.cli_session import record_session, replay_session
 from pipeline.doctor import check_machine
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
 
 if TYPE_CHECKING:
     from pipeline.progress import Display
-    from pipeline.run import Plan
+    from pipeline.run import FarPlan, Plan
 
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
@@ -66,7 +68,8 @@ class Stopper:
                 signal.signal(number, handler)
 
 
-def _parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """HEIGHTxWIDTH in pixels, None for None. Raises ConfigError."""
     if text is None:
         return None
     height, cross, width = text.lower().partition("x")
@@ -96,11 +99,12 @@ def run(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Video file, folder of videos, folder of images, or quoted glob.",
+            help="Video file, folder of videos, folder of images, or quoted glob; s3://, gs://, ... too.",
         ),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder for the results; each source gets a folder in it.")
+        str,
+        typer.Option(metavar="DIR|URL", help="Where results go; each source gets a folder in it."),
     ],
     labels: Annotated[
         str, typer.Option(metavar="mkv|png|none", help="How to write the lossless class ids.")
@@ -143,6 +147,30 @@ def run(
     address: Annotated[
         str | None, typer.Option(metavar="auto|URL", help="A running Ray cluster to use.")
     ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(
+            min=1, help="On a cluster, and from or to afar: failures until a source is put aside."
+        ),
+    ] = 3,
+    segmenters: Annotated[
+        int, typer.Option(min=1, help="Of a cluster: segmenters that share each GPU.")
+    ] = 1,
+    split: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="There too: label long files in spans of so long, side by side; almost the same labels.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Serve Prometheus metrics and the run's status."),
+    ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|URL", help="Write a span a batch and stage, or send by OTLP."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Show decisions, and tracebacks of defects.")
@@ -158,18 +186,20 @@ def run(
     from pipeline.progress import Display
 
     with Display(quiet=quiet, verbose=verbose, as_json=as_json) as display:
+        from pipeline.config import whereto
         from pipeline.run import RunConfig, prepare
         from pipeline.sinks import OutputOptions
 
         plan = prepare(
             RunConfig(
-                sources=tuple(sources), out=out,
+                sources=tuple(sources), **whereto(out),
                 options=OutputOptions(labels=labels, color=color, overlay=overlay),
-                model=model, engine=engine, precision=precision, size_hw=_parse_size(size),
-                placement=_placement(inline, placement), address=address, resume=resume,
+                model=model, engine=engine, precision=precision, size_hw=parse_size(size),
+                placement=_placement(inline, placement), address=address, resume=resume, tries=tries,
+                segmenters=segmenters, split_seconds=split,
             )
         )  # fmt: skip
-        raise typer.Exit(_execute(plan, display))
+        raise typer.Exit(_execute(plan, display, metrics, trace))
 
 
 def _placement(inline: bool, placement: str) -> str:
@@ -178,22 +208,28 @@ def _placement(inline: bool, placement: str) -> str:
     return "inline" if inline else placement
 
 
-def _execute(plan: Plan, display: Display) -> int:
+def _execute(
+    plan: Plan | FarPlan, display: Display, metrics: str | None = None, trace: str | None = None
+) -> int:
     """Run a plan before the user's eyes; returns the exit status."""
-    from pipeline.run import run
+    from pipeline.run import Plan, run
 
     stopper = Stopper()
-    display.begin(len(plan.sources) + len(plan.failures) + len(plan.done))
+    if isinstance(plan, Plan):  # a job on a cluster says these on its way
+        display.begin(plan.count)
+        for decision in plan.decisions():
+            display.say(decision)
     for warning in plan.warnings:
         display.warn(warning)
-    for decision in plan.decisions():
-        display.say(decision)
-    try:
-        with stopper.listening(display.warn), closing(run(plan, stopper)) as events:
-            for event in events:
-                display.show(event)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    with observing(plan, display, metrics, trace) as observer:
+        try:
+            with stopper.listening(display.warn), closing(run(plan, stopper, display)) as events:
+                for event in events:
+                    observer.update(event)
+                    display.show(event)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        observer.ended(stopper.pressed)
     display.summary()
     if stopper.pressed:
         return INTERRUPTED
@@ -211,7 +247,7 @@ def render(
     """Render a driving clip with exact labels (needs the extra `render`)."""
     from pipeline import samples
 
-    size_hw = _parse_size(size)
+    size_hw = parse_size(size)
     assert size_hw is not None
     for path in samples.render(out, seed, frames, size_hw, fps):
         print(path)
@@ -272,74 +308,10 @@ app.command("live")(watch_live)
 app.command("record")(record_session)
 app.command("replay")(replay_session)
 app.command("doctor")(check_machine)
-
-
-@app.command("compile")
-def compile_model(
-    model: Annotated[
-        str, typer.Argument(help="A shipped model's name or a model's folder.")
-    ] = "roadnet",
-    engine: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to build for.")
-    ] = "auto",
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="auto|f32|f16|bf16|int8",
-            help="What the network multiplies in; int8 where footage to calibrate with is given.",
-        ),
-    ] = None,
-    streams: Annotated[
-        int, typer.Option(min=1, max=64, help="Streams that a GPU takes at once.")
-    ] = 8,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
-    ] = None,
-    calibrate: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="Make the model's INT8 form for CPUs first, from footage like what will be seen;"
-            " repeatable (needs the extra `int8`).",
-        ),
-    ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames to calibrate with.")] = 200,
-) -> None:
-    """Build an engine, read it back, check it against float32, and say how fast it is."""
-    from pipeline.compile import compile_engine, make_int8
-
-    size_hw = _parse_size(size)
-    if calibrate:
-        if engine not in ("auto", "cpu") or precision not in (None, "int8"):
-            raise ConfigError("--calibrate makes INT8 for CPUs: give no other engine or precision")
-        engine, precision = "cpu", "int8"
-        make_int8(model, tuple(calibrate), frames, size_hw)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    print(compile_engine(model, engine, precision or "auto", streams, size_hw, say))
-
-
-@app.command()
-def prune(
-    model: Annotated[str, typer.Argument(help="A shipped model's name or a model's folder.")],
-    out: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
-    ratio: Annotated[float, typer.Option(help="Share of the channels to take out.")] = 0.3,
-) -> None:
-    """Take a model's least important channels out; train it on afterwards (needs the extra `prune`)."""
-    from models import prune as pruning
-    from models.spec import SpecError
-
-    try:
-        print(pruning.prune(model, out, ratio).folder)
-    except SpecError as error:
-        raise ModelError(str(error)) from error
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+app.command("compile")(compile_model)
+app.command("prune")(prune_model)
+app.command("status")(show_status)
+app.command("plan")(plan_capacity)
 
 
 @app.command()

@@ -47,6 +47,20 @@ def watch_live(
     segment: Annotated[
         float, typer.Option(metavar="SECONDS", help="Length of a segment of --out.")
     ] = 600.0,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="With --out: overlay.mp4 in each segment too.")
+    ] = False,
+    keep_hours: Annotated[
+        float | None,
+        typer.Option(metavar="H", help="Remove segments of --out and --record older than this."),
+    ] = None,
+    keep_gb: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            help="Remove the oldest segments beyond this size, of --out and --record each.",
+        ),
+    ] = None,
     publish: Annotated[
         str | None,
         typer.Option(
@@ -90,6 +104,13 @@ def watch_live(
     inline: Annotated[
         bool, typer.Option("--inline", help="Cameras are threads, not processes; for debugging.")
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|URL",
+            help="Share the cameras among the nodes of a running Ray cluster.",
+        ),
+    ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(help="Certificate (PEM) of the view; its key may be in it.")
     ] = None,
@@ -114,17 +135,19 @@ def watch_live(
     if not sources and view is None:
         raise ConfigError("no camera given: name one, or give --view to add some there")
     viewed = _view_starter(view, tls_cert, tls_key, token) if view is not None else None
-    from pipeline.cli import _parse_size
+    from pipeline.cli import parse_size
     from pipeline.live.config import LiveConfig, prepare_live
     from pipeline.live.console import Console
 
     plan = prepare_live(
         LiveConfig(
             tuple(sources or ()), model=model, engine=engine, precision=precision,
-            size_hw=_parse_size(size), max_latency_ms=max_latency, silence_seconds=silence,
+            size_hw=parse_size(size), max_latency_ms=max_latency, silence_seconds=silence,
             attempts=attempts, realtime=realtime, inline=inline, duration_seconds=duration,
-            out=out, segment_seconds=segment, record=record, publish=publish,
-            events=tuple(event or ()),
+            out=out, segment_seconds=segment, overlay=overlay, record=record, publish=publish,
+            keep_seconds=None if keep_hours is None else 3600 * keep_hours,
+            keep_bytes=None if keep_gb is None else int(keep_gb * 10**9),
+            events=tuple(event or ()), address=address,
         )
     )  # fmt: skip
     with Console(quiet=quiet, as_json=as_json) as console:
@@ -158,26 +181,24 @@ def _view_starter(
     view: str, tls_cert: Path | None, tls_key: Path | None, token: str | None
 ) -> Callable[[Console], Callable[[LiveHub], Any]]:
     """Checks the view's options; what it returns starts the view of a hub, and tells where it is."""
+    from pipeline.live.live import LiveHub
+    from pipeline.live.metering import LiveMeter
+    from pipeline.metrics.meters import PrometheusMeters
     from pipeline.view import ViewConfig, start_view
 
-    host, port = _parse_address(view)
-    config = ViewConfig(host=host, port=port, token=token, tls_cert=tls_cert, tls_key=tls_key)
+    config = ViewConfig.at(view, token, tls_cert, tls_key)
 
     def starter(console: Console) -> Callable[[LiveHub], Any]:
         def start(hub: LiveHub) -> Any:
             for note in config.notes:
                 console.say(f"note: {note}")
-            server = start_view(hub, config)
-            console.say(f"view: {getattr(server, 'url', view)}")
+            meters = PrometheusMeters()
+            if isinstance(hub, LiveHub):  # on several machines each tells of its own stages
+                hub.listen(LiveMeter(meters))
+            server = start_view(hub, config, meters)
+            console.say(f"view: {server.url}")
             return server
 
         return start
 
     return starter
-
-
-def _parse_address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not port.isdecimal():
-        raise ConfigError(f"--view must be HOST:PORT, such as 127.0.0.1:8000, got {text!r}")
-    return host.strip("[]"), int(port)

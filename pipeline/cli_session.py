@@ -6,15 +6,19 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pipeline.live.hub import Hub
+
 FAILED, INTERRUPTED = 1, 130
+Say = Callable[[str], None]
 
 
 def record_session(
@@ -97,12 +101,23 @@ def replay_session(
     paused: Annotated[
         bool, typer.Option("--paused", help="With --view: wait there for play or step.")
     ] = False,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM) of the view; its key may be in it.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Key of --tls-cert.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ROADMASK_VIEW_TOKEN",
+            help="What viewers must know; needed where others than this machine can see the view.",
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
 ) -> None:
     """Play a recorded session through the same stages as when it was live.
 
     No frame is dropped, whatever the speed. With --verify and the recorded network and engine, all labels
-    are identical.
+    are identical. With --view the page has play, pause, steps, seeking and speed, and it stays at its end.
 
     Exit status: 0 all done (and identical, with --verify), 1 labels differ, 2 wrong use, 130 interrupted.
     """
@@ -115,16 +130,34 @@ def replay_session(
     if paused and view is None:
         raise ConfigError("--paused needs --view: nobody else could let it go on")
     say = _say(quiet)
+    show = _shown_at(view, tls_cert, tls_key, token, say) if view is not None else None
     replay = Replay(config)
     for note in replay.notes:
         say(f"note: {note}")
-    with _stopping() as stop, replay.viewed(view, say):
-        for line in replay.play(stop, stay=view is not None):
+    with _stopping() as stop:
+        for line in replay.play(stop, show):
             say(line)
         if stop():
             raise typer.Exit(INTERRUPTED)
     if replay.verification is not None and not replay.verification.identical:
         raise typer.Exit(FAILED)
+
+
+def _shown_at(
+    address: str, tls_cert: Path | None, tls_key: Path | None, token: str | None, say: Say
+) -> Callable[[Hub], AbstractContextManager[object]]:
+    """Checks the view's options; what it returns serves the view of a hub, and tells where it is."""
+    from pipeline.view import ViewConfig, start_view
+
+    config = ViewConfig.at(address, token, tls_cert, tls_key)
+
+    def show(hub: Hub) -> AbstractContextManager[object]:
+        view = start_view(hub, config)
+        for line in (*(f"note: {note}" for note in view.notes), f"view: {view.url}"):
+            say(line)
+        return view
+
+    return show
 
 
 def _parse_speed(text: str) -> float:
@@ -139,7 +172,7 @@ def _parse_speed(text: str) -> float:
     return value
 
 
-def _say(quiet: bool) -> Callable[[str], None]:
+def _say(quiet: bool) -> Say:
     def say(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr, flush=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.work import Step, Stretch
+
 # Encoded videos begin a new closed group of pictures every so many frames, and a run can go on only from
 # between two of them. A count, not a time, so that a run that was cut off makes the same groups again.
 # 48 costs 1.3 % of a mask video's size and 2.2 % of an overlay's; 16 would cost 6 and 9 %.
@@ -131,6 +133,7 @@ class FrameBatch:
         pictures: full-size frames for a sink that draws on them, None if none does. A handle (an
             object reference) while the batch is between processes.
         mark: the place behind the last frame, where the decoder made one.
+        decode: what decoding them took, where it was measured.
     """
 
     stream: StreamInfo
@@ -140,6 +143,7 @@ class FrameBatch:
     decoded_at: tuple[float, ...]
     pictures: Any = None
     mark: Mark | None = None
+    decode: Stretch | None = None
 
     def __post_init__(self) -> None:
         frames, rows, width = _expect_uint8(self.pixels, "pixels", 3)
@@ -161,11 +165,12 @@ class LabelBatch:
     """T consecutive label maps of one stream, on their way to the sink.
 
     Attributes:
-        stream, frame_index, pts, decoded_at, pictures: as they came in the `FrameBatch`.
+        stream, frame_index, pts, decoded_at, pictures, decode: as they came in the `FrameBatch`.
         labels: uint8 [T, h, w], a class id a pixel, at the model's size.
         labelled_at: `time.monotonic()` at which the labels left the engine, seconds.
         steps: int64 [T], how many frames the stream's state had seen, this one included.
         mark: as in the `FrameBatch`, with the stream's state.
+        step: the engine's step that made them, where it was measured.
     """
 
     stream: StreamInfo
@@ -177,6 +182,8 @@ class LabelBatch:
     steps: np.ndarray
     pictures: Any = None
     mark: Mark | None = None
+    decode: Stretch | None = None
+    step: Step | None = None
 
     def __post_init__(self) -> None:
         frames, _, _ = _expect_uint8(self.labels, "labels", 3)

@@ -19,26 +19,28 @@ class Meter:
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.first: tuple[float, int] | None = None  # when the first frames were done, and how many
-        self.frames: dict[str, int] = {}
+        self.frames: dict[str, int] = {}  # of those under way
         self.expected: dict[str, int | None] = {}
+        self.finished = self.finished_frames = 0
         self.reports = 0
+        self.share: float | None = None  # of the whole that is done, where somebody knows
 
     def update(self, event: RunEvent) -> None:
         if isinstance(event, Progress):
             self.first = self.first or (time.monotonic(), event.frames)
             self.expected[event.stream_id] = event.frame_count
-        else:
-            self.reports += 1
-            if event.error is not None:  # it adds nothing to what is done or left
-                self.expected.pop(event.stream_id, None)
-                self.frames.pop(event.stream_id, None)
-                return
-            self.expected[event.stream_id] = event.frames
-        self.frames[event.stream_id] = event.frames
+            self.frames[event.stream_id] = event.frames
+            return
+        self.reports += 1
+        self.expected.pop(event.stream_id, None)
+        self.frames.pop(event.stream_id, None)
+        if event.error is None:  # else it adds nothing to what is done or left
+            self.finished += 1
+            self.finished_frames += event.frames
 
     @property
     def done(self) -> int:
-        return sum(self.frames.values())
+        return self.finished_frames + sum(self.frames.values())
 
     @property
     def fps(self) -> float:
@@ -52,11 +54,18 @@ class Meter:
 
         Sources that have not begun are taken to be as long as those that have.
         """
-        known = list(self.expected.values())
-        if not known or any(count is None for count in known):
+        known = self.finished + len(self.expected)
+        if not known or any(count is None for count in self.expected.values()):
             return None
         begun = sum(max(count or 0, self.frames[name]) for name, count in self.expected.items())
-        return round(begun * max(sources, len(known)) / len(known))
+        return round((self.finished_frames + begun) * max(sources, known) / known)
+
+    def seconds_left(self, sources: int) -> float | None:
+        """How long it will take at this speed, None while nobody can tell."""
+        if self.share:
+            return (time.monotonic() - self.began) * (1 - self.share) / self.share
+        total = self.total(sources)
+        return (total - self.done) / self.fps if total and self.fps else None
 
 
 class Display(Terminal):
@@ -105,13 +114,18 @@ class Display(Terminal):
         if self.verbose:
             self.line(line)
 
+    def far(self, share: float) -> None:
+        """How much of a whole job is done, 0 to 1; the time left is estimated from it."""
+        self.meter.share = share
+
     def show(self, event: RunEvent) -> None:
         self.meter.update(event)
         if isinstance(event, SourceReport):
             self._show_report(event)
         total = self.meter.total(self.sources)
         if self.has_bar:
-            what = f"{self.meter.reports}/{self.sources} {event.stream_id}"
+            failed = f", {self.failed} failed" if self.failed else ""
+            what = f"{self.meter.reports}/{self.sources}{failed} {event.stream_id}"
             self.tick(self.meter.done, total, what, fps=f"{self.meter.fps:.1f} fps")
         elif not self.quiet and time.monotonic() - self._shown >= LINE_EVERY_SECONDS:
             self._shown = time.monotonic()
@@ -129,10 +143,14 @@ class Display(Terminal):
             )
 
     def _summed_up(self, total: int | None) -> str:
-        done, fps = self.meter.done, self.meter.fps
-        of = f"/{total}" if total else ""
-        left = f", {format_seconds((total - done) / fps)} left" if total and fps else ""
-        return f"{done}{of} frames, {fps:.1f} fps{left}"
+        done, fps, seconds = self.meter.done, self.meter.fps, self.meter.seconds_left(self.sources)
+        of = f"/{total}" if total and self.meter.share is None else ""
+        left = f", {format_seconds(seconds)} left" if seconds is not None and fps else ""
+        sources = ""
+        if self.meter.share is not None:  # of a job, what counts are the sources
+            failed = f", {self.failed} failed" if self.failed else ""
+            sources = f"{self.meter.finished}/{self.sources} sources done{failed}, "
+        return f"{sources}{done}{of} frames, {fps:.1f} fps{left}"
 
     def _show_report(self, report: SourceReport) -> None:
         if report.error is not None:

@@ -6,19 +6,21 @@ Where the stages run never changes a label.
 from __future__ import annotations
 
 import os
-import platform
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from models.spec import DEFAULT_MODEL, ModelFiles, Spec, SpecError, find_model
-from pipeline import __version__
-from pipeline.engines import EngineChoice, check_fit, choose_engine
-from pipeline.errors import ConfigError, ModelError, OutputError
+from models.spec import DEFAULT_MODEL, ModelFiles, Spec, SpecError, find_model, shipped_models
+from pipeline.cluster.errands import FarJob
+from pipeline.cluster.job import FarRun
+from pipeline.cluster.plan import FarPlan, Hands, Teller
+from pipeline.cluster.storage import open_store
+from pipeline.config import RunConfig, check_size  # noqa: F401  (others take it from here)
+from pipeline.engines import ENGINES, PRECISIONS, EngineChoice, check_fit, choose_engine
+from pipeline.errors import ConfigError, EngineError, ModelError, OutputError
 from pipeline.frames import LabelBatch
 from pipeline.resume import Survey, survey, unfinished
 from pipeline.settings import available_cores
@@ -36,72 +38,11 @@ from pipeline.stages import (
     one_line,
     process,
 )
+from pipeline.versions import versions
 
-PLACEMENTS = ("auto", "fused", "spread", "inline")
 SPREAD_LANES = 8
 TOGETHER = 4  # fused sources in a process: they share its libraries, engines and interpreter
 VIDEO_PLANES = 3
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What `roadmask run` was asked to do.
-
-    Attributes:
-        sources: files, folders, globs.
-        out: folder that gets one folder a source.
-        options: which files to write.
-        model: a shipped model's name or a model's folder.
-        engine: "auto", "cpu", "cuda" or "tensorrt".
-        precision: "auto", "f32", "bf16" or "int8".
-        size_hw: input size of the network in pixels, multiples of 8; None for what the model says.
-        placement: "auto", "fused", "spread" or "inline".
-        address: of a running Ray cluster; None for a Ray of our own on this machine.
-        chunk: frames a batch, at least 1.
-        resume: go on with what an earlier run of the same configuration began; skip what it finished.
-        checkpoint_seconds: how often what is written is brought to the disk so that a run that was cut
-            off can go on there; at the next multiple of `GROUP_FRAMES` frames, 0 for at each.
-    """
-
-    sources: tuple[str, ...]
-    out: Path
-    options: OutputOptions
-    model: str = DEFAULT_MODEL
-    engine: str = "auto"
-    precision: str = "auto"
-    size_hw: tuple[int, int] | None = None
-    placement: str = "auto"
-    address: str | None = None
-    chunk: int = 8
-    resume: bool = False
-    checkpoint_seconds: float = 5.0
-
-    def __post_init__(self) -> None:
-        if self.checkpoint_seconds < 0:
-            raise ConfigError(
-                f"checkpoint_seconds must be 0 (as often as can be) or more, got"
-                f" {self.checkpoint_seconds}"
-            )
-        if not self.sources:
-            raise ConfigError("no source given: name a video, a folder or a glob")
-        if self.placement not in PLACEMENTS:
-            raise ConfigError(
-                f"unknown placement {self.placement!r}: choose one of {', '.join(PLACEMENTS)}"
-            )
-        if self.chunk < 1:
-            raise ConfigError(f"chunk must be at least 1 frame, got {self.chunk}")
-        if self.placement == "inline" and self.address is not None:
-            raise ConfigError("--inline runs in this process: it cannot be combined with --address")
-        check_size(self.size_hw)
-
-
-def check_size(size_hw: tuple[int, int] | None) -> None:
-    """Raises ConfigError for an input size that no network takes; None is the model's own."""
-    if size_hw is not None and (min(size_hw) < 32 or any(s % 8 for s in size_hw)):
-        height, width = size_hw
-        raise ConfigError(
-            f"size must be multiples of 8 from 32 up, height x width, got {height}x{width}"
-        )
 
 
 @dataclass(frozen=True)
@@ -124,12 +65,9 @@ class Placement:
 def place(config: RunConfig, choice: EngineChoice, sources: int) -> Placement:
     """Decide where the stages run. A fused actor keeps full-size frames in one process, which is faster
     wherever the streams don't need to meet in one engine."""
-    cores = available_cores()
-    if config.address is not None:  # a cluster places one actor a source
-        fused_lanes, together = max(1, min(sources, cores // 2)), 1
-    else:  # one source alone can't fill two cores: its frames come one after the other
-        fused_lanes = max(1, min(sources, cores))
-        together = min(fused_lanes, TOGETHER)
+    # One source alone can't fill two cores: its frames come one after the other.
+    fused_lanes = max(1, min(sources, available_cores()))
+    together = min(fused_lanes, TOGETHER)
     spread_lanes = max(1, min(sources, SPREAD_LANES))
     if config.placement == "inline":
         return Placement("inline", 1, "asked for")
@@ -171,16 +109,24 @@ class Plan:
         done: reports of sources that an earlier run has finished.
         warnings: what the user should know before anything runs, a line each.
         placement: where the stages will run.
-        address: of the Ray cluster, None for one of our own.
     """
 
     job: Job
     sources: tuple[Source, ...]
     failures: tuple[SourceReport, ...]
     placement: Placement
-    address: str | None
     done: tuple[SourceReport, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Sources that were named, those that cannot be used too."""
+        return len(self.sources) + len(self.failures) + len(self.done)
+
+    @property
+    def status_folder(self) -> Path:
+        """Where a status of the run may lie."""
+        return self.job.out
 
     def decisions(self) -> Iterator[str]:
         """What was decided and why, a line each."""
@@ -190,11 +136,16 @@ class Plan:
         yield f"placement {placement.name}, {placement.lanes} at once{shared}: {placement.reason}"
 
 
-def prepare(config: RunConfig) -> Plan:
+def prepare(config: RunConfig) -> Plan | FarPlan:
     """Check all that can be checked before anything runs, and decide where it runs.
 
     Raises ConfigError, ModelError, EngineError or OutputError.
     """
+    return _prepare_far(config) if config.far else prepare_here(config)
+
+
+def prepare_here(config: RunConfig) -> Plan:
+    """As `prepare`, for what runs on this machine."""
     files, spec = model_files(config.model)
     choice = choose_engine(config.engine, config.precision)
     form = check_fit(choice, files)
@@ -206,7 +157,7 @@ def prepare(config: RunConfig) -> Plan:
         if inside_its_output(source, config.out):
             failures.append(_in_its_own_way(source, config.out))
         else:
-            sources.append(source if config.address is None else _absolute(source))
+            sources.append(source)
     job = _job(config, files, spec, choice, place(config, choice, len(sources)), form)
     found = survey(job, sources) if config.resume else Survey(tuple(sources), (), ())
     placement = place(config, choice, len(found.left))
@@ -216,27 +167,33 @@ def prepare(config: RunConfig) -> Plan:
         sources=found.left,
         failures=(*failures, *found.refused),
         placement=placement,
-        address=config.address,
         done=found.done,
         warnings=() if config.resume else tuple(unfinished(job, sources)),
     )
 
 
-def run(plan: Plan, stop: Callable[[], bool] = lambda: False) -> Generator[RunEvent, None, None]:
+def run(
+    plan: Plan | FarPlan,
+    stop: Callable[[], bool] = lambda: False,
+    teller: Teller | None = None,
+) -> Generator[RunEvent, None, None]:
     """Run all sources of a plan and give events as they come; each source's last is its report.
 
     Args:
         stop: asked often; once True, what is decoded is finished, files are closed and the run ends.
+        teller: hears what a job on a cluster decides on its way.
     """
+    if isinstance(plan, FarPlan):
+        yield from FarRun(plan, stop, teller).events()
+        return
     yield from plan.failures
     yield from plan.done
     if plan.sources and plan.placement.name != "inline":
-        from pipeline.actors import run_on_ray  # Ray takes a second to import
+        from pipeline.cluster.crew import run_on_ray  # Ray takes a second to import
 
         yield from run_on_ray(
             plan.job, plan.sources, fused=plan.placement.name == "fused",
-            lanes=plan.placement.lanes, together=plan.placement.together, address=plan.address,
-            stop=stop,
+            lanes=plan.placement.lanes, together=plan.placement.together, stop=stop,
         )  # fmt: skip
     elif plan.sources:
         segmenter = make_segmenter(plan.job)
@@ -248,12 +205,35 @@ def run(plan: Plan, stop: Callable[[], bool] = lambda: False) -> Generator[RunEv
             )
 
 
-def _absolute(source: Source) -> Source:
-    """The source as it is found from any folder: a cluster's workers have their own."""
-    if "://" in source.uri:
-        return source
-    files = tuple(os.path.abspath(path) for path in source.files)
-    return replace(source, uri=os.path.abspath(source.uri), files=files)
+def _prepare_far(config: RunConfig) -> FarPlan:
+    files, spec = model_files(config.model)
+    if config.engine not in (*ENGINES, "counting"):
+        raise EngineError(f"unknown engine {config.engine!r}: choose one of {', '.join(ENGINES)}")
+    if config.precision not in PRECISIONS:
+        raise EngineError(
+            f"unknown precision {config.precision!r}: choose one of {', '.join(PRECISIONS)}"
+        )
+    out = config.to or os.path.abspath(config.out)
+    if config.to is not None:
+        open_store(config.to)
+    else:
+        _check_out(config.out)
+    # A shipped model lies elsewhere on other machines; a folder has one name on all that share it.
+    model = config.model if config.model in shipped_models() else str(files.folder.absolute())
+
+    def make_job(hands: Hands) -> FarJob:
+        placement = Placement(hands.name, hands.lanes, hands.reason, hands.together)
+        near = _job(config, files, spec, hands.choice, placement, hands.form_sha256)
+        shown = replace(near, out=Path(out), model=model, engines=hands.engines)
+        return FarJob(**vars(shown), remote_out=config.to,
+                      split_seconds=config.split_seconds)  # fmt: skip
+
+    return FarPlan(
+        sources=config.sources, out=out, model=model, engine=config.engine,
+        precision=config.precision, placement=config.placement,
+        weights_sha256=files.weights_sha256(), address=config.address, resume=config.resume,
+        tries=config.tries, segmenters=config.segmenters, make_job=make_job,
+    )  # fmt: skip
 
 
 def _in_its_own_way(source: Source, out: Path) -> SourceReport:
@@ -311,17 +291,6 @@ def _job(
         batch_bytes=batch_bytes, facts=facts, resume=config.resume,
         checkpoint_seconds=config.checkpoint_seconds,
     )  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on, from package metadata: nothing is imported."""
-    found = {"roadmask": __version__, "python": platform.python_version()}
-    for name in ("av", "numpy", "opencv-python-headless", "openvino", "ray", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _check_out(out: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.batch import Batcher, Request
 from pipeline.engines import Engine, MakeEngine
+from pipeline.engines.memory import device_bytes
 from pipeline.frames import (
     EndOfStream,
     FrameBatch,
@@ -22,9 +23,12 @@ from pipeline.frames import (
     StreamState,
 )
 from pipeline.state import StateTable
+from pipeline.work import Step, Stretch, stopwatch
 
 # Engines of sizes that no stream has just now: a folder of photographs may have dozens.
 KEPT_IDLE_ENGINES = 2
+# A stream that has been alone for so long gets all threads. Between two files of many it is for a moment.
+ALONE_SECONDS = 2.0
 
 
 class Segmenter:
@@ -36,6 +40,8 @@ class Segmenter:
         longest_gap_seconds: a gap in a stream up to this long keeps its memory.
         engines: engines of one size side by side; streams are spread over them. More than one pays on a
             CPU, where an engine has a few threads and streams need not meet.
+        make_wide: makes an engine with the threads of all of them, and of the same labels, for a stream
+            that has been the only one for `alone_seconds`; None for no such change.
     """
 
     def __init__(
@@ -44,12 +50,16 @@ class Segmenter:
         window_seconds: float = 0.005,
         longest_gap_seconds: float = 1.0,
         engines: int = 1,
+        make_wide: MakeEngine | None = None,
+        alone_seconds: float = ALONE_SECONDS,
     ) -> None:
         if engines < 1:
             raise ValueError(f"engines must be at least 1, got {engines}")
         self._engines = engines
+        self._make_wide, self._alone_seconds = make_wide, alone_seconds
+        self._alone_since: float | None = None
         self._make_lane: Callable[[tuple[int, int]], _Lane] = lambda model_hw: _Lane(
-            make_engine(model_hw), window_seconds, longest_gap_seconds
+            make_engine(model_hw), model_hw, window_seconds, longest_gap_seconds
         )
         self._lanes: dict[tuple[int, int], list[_Lane]] = {}
         self._lock = Lock()
@@ -67,6 +77,18 @@ class Segmenter:
             for size in idle[: max(0, len(idle) - KEPT_IDLE_ENGINES)]:
                 del self._lanes[size]
             return lane
+
+    def _share(self, lane: _Lane) -> None:
+        """Give a lane's stream the threads of all engines while it is alone, and else its own."""
+        if self._make_wide is None:
+            return
+        now = time.monotonic()
+        with self._lock:
+            alone = sum(len(x.streams) for lanes in self._lanes.values() for x in lanes) == 1
+            self._alone_since = (self._alone_since or now) if alone else None
+        wide = self._alone_since is not None and now - self._alone_since > self._alone_seconds
+        if wide != lane.wide:
+            lane.widen(self._make_wide if wide else None)
 
     def labels(
         self,
@@ -99,6 +121,7 @@ class Segmenter:
                                 lane.leave(stream_id)
                             model_hw, stream_id = item.model_hw, item.stream.stream_id
                             lane = self._join(model_hw, stream_id)
+                        self._share(lane)
                         yield lane.label(item)
                         continue
                     if isinstance(item, Gap) and lane is not None:
@@ -112,10 +135,21 @@ class Segmenter:
 
 
 class _Lane:
-    """One engine of one input size, the engine's slots, and the batcher before it."""
+    """One engine of one input size, the engine's slots, and the batcher before it.
 
-    def __init__(self, engine: Engine, window_seconds: float, longest_gap_seconds: float) -> None:
-        self.engine = engine
+    Attributes:
+        wide: its streams are labelled by an engine of more threads, for as long as that is free.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model_hw: tuple[int, int],
+        window_seconds: float,
+        longest_gap_seconds: float,
+    ) -> None:
+        self.engine, self.own_engine, self.model_hw = engine, engine, model_hw
+        self.wide = False
         self.states = StateTable(engine, longest_gap_seconds)
         self.states_lock = Lock()
         self.streams: set[str] = set()
@@ -135,6 +169,13 @@ class _Lane:
         self.batcher.leave(stream_id)
         with self.states_lock:
             self.states.release(stream_id)
+
+    def widen(self, make_wide: MakeEngine | None) -> None:
+        """Go on with an engine that `make_wide` makes, or with its own again; states go along."""
+        engine = make_wide(self.model_hw) if make_wide is not None else self.own_engine
+        with self.states_lock:
+            self.states = self.states.moved_to(engine, self.model_hw)
+            self.engine, self.wide = engine, make_wide is not None
 
     def pass_gap(self, gap: Gap) -> None:
         with self.states_lock:
@@ -163,9 +204,12 @@ class _Lane:
             steps=done.steps,
             pictures=frames.pictures,
             mark=mark,
+            decode=frames.decode,
+            step=done.step,
         )
 
     def _step(self, batch: list[Request]) -> None:
+        began, clock = time.monotonic(), stopwatch()
         ids = [request.frames.stream.stream_id for request in batch]
         pixels = np.stack([request.frames.pixels for request in batch])
         with self.states_lock:
@@ -174,4 +218,12 @@ class _Lane:
             for request, found in zip(batch, labels, strict=True):
                 stream_id = request.frames.stream.stream_id
                 request.steps = self.states.advance(stream_id, len(found))
+                request.step = self._measured(request, batch, began, clock())
                 request.labels = found
+
+    def _measured(self, request: Request, batch: list[Request], began: float, run: Stretch) -> Step:
+        waited = max(0.0, began - request.submitted_at)
+        return Step(
+            wait=Stretch(run.began_at - waited, waited), run=run, streams=len(batch),
+            leads=request is batch[0], waiting=self.batcher.waiting, device_bytes=device_bytes(),
+        )  # fmt: skip

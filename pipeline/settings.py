@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -30,3 +31,14 @@ def cpu_has_amx() -> bool:
         return "amx_bf16" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+
+
+def counting_seconds() -> float:
+    """What a frame costs the engine that counts, by the clock: `ROADMASK_COUNTING_MS`, else nothing."""
+    return float(os.environ.get("ROADMASK_COUNTING_MS") or 0) / 1000
+
+
+def scratch_folder() -> Path:
+    """Where what is fetched from afar, and what goes there, lies meanwhile: `ROADMASK_SCRATCH`, else the
+    system's folder for such things."""
+    return Path(os.environ.get("ROADMASK_SCRATCH") or tempfile.gettempdir()) / "roadmask-scratch"

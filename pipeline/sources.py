@@ -33,7 +33,7 @@ class Source:
     """One stream of a run.
 
     Attributes:
-        stream_id: unique within the run, and safe as the name of a folder.
+        stream_id: unique within the run, and safe as the name of a folder, or of one in another (`a/b`).
         uri: path or URL of the video; for images the folder, or the one image.
         kind: "video" or "images".
         files: for images, their paths in order; empty for a video.
@@ -49,7 +49,7 @@ class Source:
             raise ValueError(f"kind must be 'video' or 'images', got {self.kind!r}")
         if (self.kind == "images") != bool(self.files):
             raise ValueError(f"images have files and a video none, got {self.kind} {self.files}")
-        if self.stream_id != safe_name(self.stream_id):
+        if any(part != safe_name(part) for part in self.stream_id.split("/")):
             raise ValueError(f"stream_id must be safe as a folder's name, got {self.stream_id!r}")
 
 
@@ -229,13 +229,15 @@ def _once(sources: Iterable[Source]) -> Iterator[Source]:
 def _with_unique_ids(sources: Iterable[Source]) -> list[Source]:
     """Makes ids differ by more than case, so that they stay apart on every file system."""
     sources = list(sources)
-    plain = [source.stream_id.casefold() for source in sources]
-    taken: set[str] = {name for name in plain if plain.count(name) == 1}
+    same: dict[str, list[Source]] = {}
+    for source in sources:
+        same.setdefault(source.stream_id.casefold(), []).append(source)
+    taken: set[str] = {name for name, rivals in same.items() if len(rivals) == 1}
     renamed = []
     for source in sources:
         name = source.stream_id
-        if plain.count(name.casefold()) > 1:
-            rivals = [other for other in sources if other.stream_id.casefold() == name.casefold()]
+        rivals = same[name.casefold()]
+        if len(rivals) > 1:
             name = next(n for n in _alternatives(source, rivals) if n.casefold() not in taken)
             taken.add(name.casefold())
         renamed.append(Source(name, source.uri, source.kind, source.files))

@@ -18,12 +18,13 @@ from models.spec import Spec, find_model
 from pipeline.decode import Decoder
 from pipeline.engines import EngineChoice, engine_factory
 from pipeline.errors import PipelineError, StageError
-from pipeline.frames import EndOfStream, Gap, LabelItem, Mark
+from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, LabelBatch, LabelItem, Mark
 from pipeline.journal import Journal, ResumeError, frames_kept, identity_of
 from pipeline.palette import Palette
 from pipeline.segmenter import Segmenter
 from pipeline.sinks import OutputOptions, Sink
 from pipeline.sources import Source
+from pipeline.work import Stretch, Work, stopwatch
 
 SHARED_MEMORY_BYTES = 512 * 2**20  # Ray's object store; what does not fit is spilled to disk
 UNREAD_BATCHES = 2  # batches a producer may be ahead of its consumer in another process
@@ -87,11 +88,13 @@ class Progress:
         stream_id: which one.
         frames: frames written so far.
         frame_count: what the container promises, None if it doesn't say.
+        work: what was done since the last time; None where nothing was, as when a run goes on.
     """
 
     stream_id: str
     frames: int
     frame_count: int | None
+    work: Work | None = None
 
 
 @dataclass(frozen=True)
@@ -135,25 +138,30 @@ def make_decoder(
     start: Mark | None = None,
 ) -> Decoder:
     """The decoder of a source, at the size the job's network wants."""
+    return Decoder(source, start=start, **decoder_options(job, stop))
+
+
+def decoder_options(job: Job, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """How the job's decoders decode, whatever they begin with."""
     cv2.setNumThreads(1)  # the stages run side by side: more threads would only get in their way
     size_hw, spec = job.size_hw, job.spec()
-    return Decoder(
-        source,
-        model_hw=spec.model_hw if size_hw is None else lambda _: size_hw,
-        chunk=job.chunk,
-        pictures=job.options.overlay,
-        batch_bytes=job.batch_bytes,
-        stop=stop,
-        mark_seconds=job.checkpoint_seconds,
-        start=start,
-    )
+    return {
+        "model_hw": spec.model_hw if size_hw is None else lambda _: size_hw,
+        "chunk": job.chunk, "pictures": job.options.overlay, "batch_bytes": job.batch_bytes,
+        "stop": stop, "mark_seconds": job.checkpoint_seconds,
+    }  # fmt: skip
 
 
 def make_segmenter(job: Job) -> Segmenter:
     """A segmenter with the job's engine; the network is compiled when the first frame comes."""
     files = find_model(job.model)
-    make_engine = engine_factory(job.choice, files, files.spec(), job.slots)
-    return Segmenter(make_engine, engines=job.engines)
+    spec = files.spec()
+    make_engine = engine_factory(job.choice, files, spec, job.slots)
+    make_wide = None
+    if job.engines > 1:  # the last of several sources need not do with the threads of one engine
+        all_threads = replace(job.choice, threads=job.choice.threads * job.engines)
+        make_wide = engine_factory(all_threads, files, spec, job.slots)
+    return Segmenter(make_engine, engines=job.engines, make_wide=make_wide)
 
 
 def drain(
@@ -183,9 +191,20 @@ def drain(
                 notes = journal.notes if journal else ()
                 yield replace(report, notes=(*notes, *report.notes))
             else:
+                clock = stopwatch()
                 sink.write(item)
                 frames += len(item)
-                yield Progress(source.stream_id, frames, item.stream.frame_count)
+                work = _work(source, item, clock())
+                yield Progress(source.stream_id, frames, item.stream.frame_count, work)
+
+
+def _work(source: Source, item: LabelBatch, write: Stretch) -> Work:
+    begun = (item.steps == 1) & (np.arange(len(item)) + item.frame_index > 0)
+    return Work(
+        source.stream_id, item.frame_index, len(item), item.decode, item.step, write,
+        tuple(item.labelled_at - decoded_at for decoded_at in item.decoded_at),
+        int(np.count_nonzero(begun)),
+    )  # fmt: skip
 
 
 def _report(
@@ -228,7 +247,8 @@ def process(
             journal = stack.enter_context(open_journal(job, source, resume))
             start = journal.record.mark if journal.record else None
             decoder = stack.enter_context(make_decoder(job, source, stop, start))
-            frames = stack.enter_context(closing(ahead(decoder, 2) if threads else iter(decoder)))
+            decoded = timed(decoder)
+            frames = stack.enter_context(closing(ahead(decoded, 2) if threads else decoded))
             items = stack.enter_context(
                 closing(segmenter.labels(frames, source.stream_id, start.state if start else None))
             )
@@ -281,6 +301,21 @@ def root_cause(error: BaseException) -> BaseException:
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def timed(frames: Iterable[FrameItem]) -> Generator[FrameItem, None, None]:
+    """A decoder's items, each batch with what decoding it took."""
+    iterator = iter(frames)
+    try:
+        while True:
+            clock = stopwatch()
+            item = next(iterator, None)
+            if item is None:
+                return
+            yield replace(item, decode=clock()) if isinstance(item, FrameBatch) else item
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ class Memory:
         fresh: the next frame starts from zeros.
         steps: frames seen since the last reset.
         resets: how often it was reset after its start.
+        longest_gap_seconds: a gap up to this long before its next frame keeps it; None for what holds
+            for all streams.
     """
 
     slot: int | None = None
@@ -28,6 +30,7 @@ class Memory:
     fresh: bool = True
     steps: int = 0
     resets: int = 0
+    longest_gap_seconds: float | None = None
 
 
 class StateTable:
@@ -90,6 +93,7 @@ class StateTable:
     def advance(self, stream_id: str, frames: int) -> np.ndarray:
         """Count frames that a stream has taken; int64 [frames], its steps after each of them."""
         memory = self.memories[stream_id]
+        memory.longest_gap_seconds = None
         steps = np.arange(memory.steps + 1, memory.steps + frames + 1)
         memory.steps += frames
         return steps
@@ -104,20 +108,41 @@ class StateTable:
             values = None
         return StreamState(model_hw, values, memory.steps, memory.resets)
 
-    def restore(self, stream_id: str, state: StreamState) -> None:
-        """Begin a stream with the memory that a snapshot of it has."""
+    def restore(
+        self, stream_id: str, state: StreamState, longest_gap_seconds: float | None = None
+    ) -> None:
+        """Begin a stream with the memory that a snapshot of it has.
+
+        Args:
+            longest_gap_seconds: a gap between the snapshot and the next frame up to this long keeps
+                the memory; None for what holds for all gaps.
+        """
         self.release(stream_id)
         self.memories[stream_id] = Memory(
-            saved=state.values, fresh=state.values is None, steps=state.steps, resets=state.resets
-        )
+            saved=state.values, fresh=state.values is None, steps=state.steps, resets=state.resets,
+            longest_gap_seconds=longest_gap_seconds,
+        )  # fmt: skip
+
+    def moved_to(self, engine: Engine, model_hw: tuple[int, int]) -> StateTable:
+        """A table for another engine of the same input size `model_hw`, with the memories of this one."""
+        table = StateTable(engine, self.longest_gap_seconds)
+        for stream_id, memory in self.memories.items():
+            state = self.snapshot(stream_id, model_hw)
+            table.restore(stream_id, state, memory.longest_gap_seconds)
+        return table
 
     def pass_gap(self, gap: Gap) -> bool:
         """Decide whether the stream's memory survives a gap; returns whether it was reset."""
         memory = self.memories.get(gap.stream.stream_id)
-        short = gap.seconds is not None and gap.seconds <= self.longest_gap_seconds
-        if memory is None or short:
+        if memory is None:
+            return False
+        longest_seconds = memory.longest_gap_seconds
+        if longest_seconds is None:
+            longest_seconds = self.longest_gap_seconds
+        if gap.seconds is not None and gap.seconds <= longest_seconds:
             return False
         memory.fresh, memory.steps, memory.saved = True, 0, None
+        memory.longest_gap_seconds = None
         memory.resets += 1
         return True
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -38,6 +43,68 @@ def has_rtsp_server() -> bool:
     return subprocess.run([PYTHON, "-c", _FIND], capture_output=True, check=False).returncode == 0
 
 
+def broker_command() -> str | None:
+    """Where the mosquitto broker is, None if it is not installed."""
+    return shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin")
+
+
+def has_broker() -> bool:
+    return broker_command() is not None
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def certificate(folder: Path) -> Path:
+    """A key and its own certificate for 127.0.0.1, in one file."""
+    path = folder / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=127.0.0.1", "-keyout", path, "-out", folder / "only.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    path.write_bytes(path.read_bytes() + (folder / "only.pem").read_bytes())
+    return path
+
+
+@contextlib.contextmanager
+def tls_in_front_of(port: int, pem: Path) -> Iterator[int]:
+    """A port whose TLS connections go on, without it, to another port of this machine."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=attend, args=(client,), daemon=True).start()
+
+    def attend(plain: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            context.wrap_socket(plain, server_side=True) as client,
+            socket.create_connection(("127.0.0.1", port)) as server,
+        ):
+            threading.Thread(target=pass_on, args=(server, client), daemon=True).start()
+            pass_on(client, server)
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.close()
+
+
 def camera_config(**changes: Any) -> CameraConfig:
     """Small frames for the network, quick time-outs."""
     settings: dict[str, Any] = {
@@ -53,10 +120,15 @@ def mount(path: str, size_wh: tuple[int, int] = (160, 96), fps: int = 5, **more:
 
 
 class RtspServer:
-    """GStreamer's RTSP server in a process of its own; a context manager. `port` stays the same."""
+    """GStreamer's RTSP server in a process of its own; a context manager. `port` stays the same.
 
-    def __init__(self, mounts: Sequence[dict]) -> None:
-        self._mounts = json.dumps(list(mounts))
+    Args:
+        mounts: its cameras, each a `mount`.
+        address: of this machine, where it listens.
+    """
+
+    def __init__(self, mounts: Sequence[dict], address: str = "127.0.0.1") -> None:
+        self._mounts, self._address = json.dumps(list(mounts)), address
         self.port = 0
         self._process: subprocess.Popen[str] | None = None
 
@@ -69,7 +141,7 @@ class RtspServer:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [PYTHON, str(SCRIPT), str(self.port), self._mounts],
+            [PYTHON, str(SCRIPT), str(self.port), self._mounts, self._address],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         assert self._process.stdout is not None
@@ -107,13 +179,14 @@ class RtspServer:
         self._process.stdin.flush()
 
     def url(self, path: str, user: str = "") -> str:
-        return f"rtsp://{user}127.0.0.1:{self.port}{path}"
+        return f"rtsp://{user}{self._address}:{self.port}{path}"
 
 
 def number_of(planes: np.ndarray) -> int:
     """The number that a frame of the test server carries."""
     rows, width = planes.shape
-    squares = planes[rows // 3 // 4, :].reshape(BITS, width // BITS)[:, width // BITS // 2]
+    middles = [int((bit + 0.5) * width / BITS) for bit in range(BITS)]
+    squares = planes[rows // 3 // 4, middles]
     return sum(int(level > 110) << bit for bit, level in enumerate(squares))
 
 

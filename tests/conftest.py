@@ -9,8 +9,9 @@ import cv2
 import pytest
 import torch
 
-from tests.cameras import has_rtsp_server
+from tests.cameras import has_broker, has_rtsp_server
 from tests.media import has_ffmpeg
+from tests.prometheus import has_prometheus
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -24,8 +25,12 @@ def pytest_configure() -> None:
         raise pytest.UsageError("REQUIRE_FFMPEG=1, but the ffmpeg and ffprobe commands are missing")
     if os.environ.get("REQUIRE_CUDA") == "1" and not torch.cuda.is_available():
         raise pytest.UsageError("REQUIRE_CUDA=1, but there is no CUDA device")
+    if os.environ.get("REQUIRE_PROMETHEUS") == "1" and not has_prometheus():
+        raise pytest.UsageError("REQUIRE_PROMETHEUS=1, but Prometheus or its promtool is missing")
     if os.environ.get("REQUIRE_RTSP") == "1" and not has_rtsp_server():
         raise pytest.UsageError("REQUIRE_RTSP=1, but GStreamer's RTSP server is missing")
+    if os.environ.get("REQUIRE_MQTT") == "1" and not has_broker():
+        raise pytest.UsageError("REQUIRE_MQTT=1, but the mosquitto broker is missing")
 
 
 @pytest.fixture(autouse=True, scope="session")

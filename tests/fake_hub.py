@@ -25,6 +25,7 @@ from pipeline.errors import ConfigError
 from pipeline.live.address import check_name, parse_address, usual_name
 from pipeline.live.hub import CameraStatus, Shown, StateChange
 from pipeline.planes import PlaneConverter
+from pipeline.session.timeline import CameraTimeline
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_videos"
 Frames = list[tuple[np.ndarray, np.ndarray]]
@@ -203,6 +204,63 @@ class FakeHub:
     def listeners(self, name: str) -> int:
         """Open subscriptions of a camera."""
         return sum(not slot.over for slot in self.by_name[name].slots)
+
+
+class FakePlayer:
+    """Steers nothing, and says so."""
+
+    duration_seconds = 60.0
+
+    def __init__(self) -> None:
+        self.position_seconds, self.speed, self.paused = 0.0, 1.0, True
+        self.preparing = self.ended = False
+
+    def play(self) -> None:
+        self.paused = False
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def step(self) -> float:
+        self.paused = True
+        self.position_seconds = min(self.duration_seconds, self.position_seconds + 0.04)
+        return self.position_seconds
+
+    def step_back(self) -> float:
+        self.paused = True
+        self.position_seconds = max(0.0, self.position_seconds - 0.04)
+        return self.position_seconds
+
+    def seek(self, seconds: float) -> None:
+        self.position_seconds = min(self.duration_seconds, seconds)
+
+    def set_speed(self, speed: float) -> None:
+        self.speed = speed
+
+
+class FakeTimeline:
+    """Of one camera, whose server was away once."""
+
+    began_at, complete = 1.7e9, True
+
+    def __init__(self) -> None:
+        camera = CameraTimeline(
+            [(0.0, "connecting", "added"), (0.5, "live", "640x360"), (20.0, "reconnecting", "gone"),
+             (25.0, "live", "640x360")],
+            [0.1, 24.0], [(25.0, 5.0, "the camera was reconnecting")], [(3.0, 2, "overload")],
+        )  # fmt: skip
+        self.cameras = {"front": camera}
+
+    def start(self) -> None:
+        pass
+
+
+class FakeReplay(FakeHub):
+    """A hub that says that it is a replay's."""
+
+    def __init__(self, frames: Frames, fps: float = 25.0) -> None:
+        super().__init__(frames, fps)
+        self.playback, self.timeline = FakePlayer(), FakeTimeline()
 
 
 def main() -> None:

@@ -1,17 +1,18 @@
 """A real RTSP server for tests, GStreamer's. Debian's Python runs it, which has its bindings:
 
-    /usr/bin/python3 tests/rtsp_server.py PORT '[{"path": "/a", "size_wh": [160, 96], "fps": 5}]'
+    /usr/bin/python3 tests/rtsp_server.py PORT '[{"path": "/a", "size_wh": [160, 96], "fps": 5}]' [ADDRESS]
 
 A camera's frames carry their number, from 0 at the server's start, as sixteen squares along their upper
-half, dark for 0 and bright for 1, the lowest bit on the left. With "kind": "garbage" a camera sends packets
-that no decoder can make anything of. The server says `ready PORT` once it listens, and takes commands on
-standard input: `size PATH WIDTH HEIGHT` has a camera go on with frames of another size, and `drop` hangs
-up on all clients.
+half, dark for 0 and bright for 1, the lowest bit on the left. With "frames": FILE it shows the I420 frames
+of a file instead, again and again. With "kind": "garbage" it sends packets that no decoder can make
+anything of. The server says `ready PORT` once it listens, and takes commands on standard input: `size PATH
+WIDTH HEIGHT` has a camera go on with frames of another size, and `drop` hangs up on all clients.
 """
 
 from __future__ import annotations
 
 import json
+import pathlib
 import random
 import sys
 from typing import Any
@@ -40,9 +41,10 @@ GARBAGE = (
 class TestCamera(GstRtspServer.RTSPMediaFactory):
     """One camera; all its clients see the same frames."""
 
-    def __init__(self, size_wh: list[int], fps: int, kind: str) -> None:
+    def __init__(self, size_wh: list[int], fps: int, kind: str, frames: str = "") -> None:
         super().__init__()
         self.size_wh, self.fps, self.kind = list(size_wh), fps, kind
+        self.frames = pathlib.Path(frames).read_bytes() if frames else b""
         self.number = 0
         self.random = random.Random(1)
         self.set_shared(True)
@@ -61,9 +63,17 @@ class TestCamera(GstRtspServer.RTSPMediaFactory):
         if shown["size_wh"] != self.size_wh:
             shown["size_wh"] = list(self.size_wh)
             frames.set_property("caps", Gst.Caps.from_string(RAW.format(*self.size_wh, self.fps)))
-        frames.emit("push-buffer", Gst.Buffer.new_wrapped(numbered(*self.size_wh, self.number)))
+        frames.emit("push-buffer", Gst.Buffer.new_wrapped(self.picture()))
         self.number += 1
         return True
+
+    def picture(self) -> bytes:
+        width, height = self.size_wh
+        if not self.frames:
+            return numbered(width, height, self.number)
+        size = width * height * 3 // 2
+        at = self.number * size % len(self.frames)
+        return self.frames[at : at + size]
 
     def garbage(self) -> bytes:
         nal_type = self.random.choice((1, 5, 7, 8))
@@ -86,11 +96,13 @@ def main() -> None:
     Gst.init(None)
     port, mounts = sys.argv[1], json.loads(sys.argv[2])
     server = GstRtspServer.RTSPServer()
-    server.set_address("127.0.0.1")
+    server.set_address(sys.argv[3] if len(sys.argv) > 3 else "127.0.0.1")
     server.set_service(port)
     cameras = {}
     for mount in mounts:
-        camera = TestCamera(mount["size_wh"], mount["fps"], mount.get("kind", "numbered"))
+        camera = TestCamera(
+            mount["size_wh"], mount["fps"], mount.get("kind", "numbered"), mount.get("frames", "")
+        )
         camera.connect("media-configure", lambda camera, media: camera.wire(media))
         cameras[mount["path"]] = camera
         server.get_mount_points().add_factory(mount["path"], camera)

@@ -6,14 +6,16 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.spec import find_model
 from pipeline.batch import Batcher, Request, Waiting
+from pipeline.engines import MakeEngine, choose_engine, engine_factory
 from pipeline.engines.counting import CountingEngine
 from pipeline.frames import FrameBatch, FrameItem, Gap, LabelBatch
 from pipeline.segmenter import Segmenter
@@ -265,15 +267,18 @@ def labels_and_steps(segmenter: Segmenter, items: Iterator[FrameItem]) -> list[n
     st.integers(1, 4),
     st.integers(1, 3),
     st.sampled_from([0.0, 0.002]),
+    st.sampled_from([0.0, 0.005, 60.0]),
 )
 @settings(max_examples=40, deadline=None)
 def test_labels_equal_those_of_separate_runs(
-    given_drives: list[Drive], slots: int, engines: int, window_seconds: float
+    given_drives: list[Drive], slots: int, engines: int, window_seconds: float, alone_seconds: float
 ) -> None:
     """Up to nine streams over one to four slots of one to three engines: more streams than slots too."""
-    segmenter = Segmenter(
-        lambda hw: CountingEngine(hw, slots), window_seconds=window_seconds, engines=engines
-    )
+
+    def make(model_hw: tuple[int, int]) -> CountingEngine:
+        return CountingEngine(model_hw, slots)
+
+    segmenter = Segmenter(make, window_seconds, 1.0, engines, make, alone_seconds)
     found: dict[int, list[np.ndarray]] = {}
 
     def follow(drive: Drive) -> Callable[[], None]:
@@ -369,7 +374,7 @@ def test_sixty_four_streams_take_turns() -> None:
             request.steps = np.zeros(1, np.int64)
             request.labels = request.frames.pixels[:, :4]
 
-    batcher = Batcher(step, largest=8, window_seconds=0.005)
+    batcher = Batcher(step, largest=8, window_seconds=PATIENCE_SECONDS)
     streams = [f"s{number}" for number in range(64)]
     for name in streams:
         batcher.join(name)
@@ -388,3 +393,50 @@ def test_sixty_four_streams_take_turns() -> None:
     in_threads({name: follow(number) for number, name in enumerate(streams)})
     assert sorted(name for batch in calls for name in batch) == sorted(streams * 5)
     assert max(map(len, calls)) == 8
+
+
+def test_the_last_stream_gets_all_threads_and_its_own_again_when_it_is_not_alone() -> None:
+    made: list[str] = []
+
+    def make(kind: str) -> MakeEngine:
+        def engine(model_hw: tuple[int, int]) -> CountingEngine:
+            made.append(kind)
+            return CountingEngine(model_hw, 4)
+
+        return engine
+
+    drive = Drive(1, (2,) * 12, frozenset({9}), (2,))
+    other = Drive(2, (2,) * 12, frozenset(), (2,))
+    segmenter = Segmenter(make("own"), engines=2, make_wide=make("wide"), alone_seconds=0.0)
+    first = segmenter.labels(drive.items(pauses=True))
+    found = [next(first), next(first)]
+    assert made == ["own", "wide"]
+    second = segmenter.labels(other.items(pauses=True))
+    next(second)
+    found += [next(first), next(first)]
+    assert made == ["own", "wide", "own"]
+    second.close()
+    found += [next(first), next(first)]
+    assert made == ["own", "wide", "own", "wide"]
+    found += list(first)
+    expected = labels_and_steps(Segmenter(make("own")), drive.items(pauses=False))
+    batches = [item for item in found if isinstance(item, LabelBatch)]
+    np.testing.assert_array_equal(np.concatenate([b.labels for b in batches]), expected[0])
+    np.testing.assert_array_equal(np.concatenate([b.steps for b in batches]), expected[1])
+
+
+def test_the_threads_of_an_engine_change_no_label() -> None:
+    """What the last stream relies on, with the network that is shipped."""
+    files = find_model("roadnet")
+    choice = choose_engine("cpu")
+    random = np.random.default_rng(5)
+    frames = random.integers(16, 235, (1, 3, 288, 256), np.uint8)
+    labels, states = [], []
+    for threads in (1, 2):
+        engine = engine_factory(replace(choice, threads=threads), files, files.spec(), 1)(
+            (192, 256)
+        )
+        labels.append(engine.step(frames, [0], [True]))
+        states.append(engine.read_state(0))
+    np.testing.assert_array_equal(*labels)
+    np.testing.assert_array_equal(*states)

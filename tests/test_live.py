@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -27,6 +30,7 @@ from pipeline.live.waiting import Backoff, FrameQueue, PacketQueue, WaitingFrame
 from tests.cameras import MODEL_HW, FakeCamera, SlowEngine, camera_config, steps_of, until
 
 URL = "rtsp://somewhere/x"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def counting(model_hw: tuple[int, int]) -> CountingEngine:
@@ -382,6 +386,51 @@ def test_a_network_that_fails_ends_the_run_and_says_why() -> None:
     camera = FakeCamera(fps=50)
     with hub_of([camera], broken) as hub:
         assert str(until(lambda: hub.failure)) == "no such device"
+
+
+def test_the_interpreter_does_not_end_under_a_network_that_is_being_made(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    script = f"""
+import sys, time
+import torch
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from pipeline.engines.counting import CountingEngine
+from pipeline.live.live import LiveHub
+from tests.cameras import camera_config
+
+def make(model_hw):
+    ends_at = time.monotonic() + 1.5
+    while time.monotonic() < ends_at:  # as a compiler does: in and out of C++, with Python in between
+        torch.vmap(lambda row: row.sort().values)(torch.rand(200, 2000))
+    Path({str(made)!r}).touch()
+    return CountingEngine(model_hw, 1)
+
+with LiveHub(camera_config(), make, None) as hub:
+    hub.prepare([(64, 96)])
+    assert hub.preparing
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert made.exists()
+
+
+def test_networks_are_made_before_they_are_needed_and_kept() -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def make(model_hw: tuple[int, int]) -> CountingEngine:
+        sizes.append(model_hw)
+        return counting(model_hw)
+
+    wanted = [(64, 96), (64, 128), (32, 32), (32, 64)]
+    with hub_of([FakeCamera(fps=50)], make) as hub:
+        hub.prepare(wanted)
+        until(lambda: not hub.preparing and hub.cameras()[0].frames > 10)
+        hub.prepare(wanted)
+        assert sorted(sizes) == sorted(wanted)
+        assert set(hub.step_ms()) == set(wanted)
 
 
 def test_a_listener_that_fails_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import http.server
 import os
@@ -15,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import av
+import cv2
 import pytest
 
 from pipeline.engines.counting import MODULUS, CountingEngine
 from pipeline.live.address import Address, parse_address
 from pipeline.live.camera import Camera
-from pipeline.live.connection import has_protocol
+from pipeline.live.connection import CameraError, Connection, has_protocol
 from pipeline.live.delivery import CameraConfig, Delivery, Frame
 from pipeline.live.hub import CameraStatus, Shown
 from pipeline.live.lane import Feed
@@ -28,10 +31,13 @@ from pipeline.live.live import LiveHub, MakeCamera
 from tests.cameras import (
     RtspServer,
     camera_config,
+    certificate,
+    free_port,
     has_rtsp_server,
     mount,
     number_of,
     steps_of,
+    tls_in_front_of,
     until,
 )
 from tests.media import ffmpeg, has_ffmpeg
@@ -371,9 +377,44 @@ def test_srt_without_srt_in_the_build_says_so_and_ends() -> None:
         assert "without srt://" in state_after(take, "ended")
 
 
-def test_a_device_that_is_not_there() -> None:
-    with watching("/dev/video977", longest_wait_seconds=0.1) as (_, take):
-        assert "No such file" in state_after(take, "reconnecting")
+def test_a_device_that_is_not_there_is_waited_for() -> None:
+    with watching("/dev/video977", longest_wait_seconds=0.1) as (camera, take):
+        assert "no such device" in state_after(take, "reconnecting")
+        until(lambda: camera._backoff.attempts > 2)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/etc/hostname", "/tmp"])
+def test_what_is_no_video_device_is_told(path: str) -> None:
+    with pytest.raises(CameraError, match="cannot be opened: this is no video device"):
+        Connection(Address(path, "device", path), 5.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (av.error.OSError(errno.EBUSY, "busy", "/dev/video0"), "another program uses it"),
+        (av.error.PermissionError(errno.EACCES, "denied", "/dev/video0"), "group `video`"),
+        (av.error.OSError(errno.EIO, "Input/output error", "/dev/video0"), "Input/output error"),
+        (ValueError("no container format 'v4l2'"), "built without v4l2"),
+    ],
+)
+def test_a_device_that_cannot_be_opened_says_why(
+    error: Exception, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(av, "open", refuse)
+    with pytest.raises(CameraError, match=reason) as raised:
+        Connection(parse_address("/dev/video0"), 5.0, 5.0)
+    assert raised.value.hopeless == isinstance(error, ValueError)
+
+
+def test_the_build_has_the_ways_in_that_are_promised() -> None:
+    for scheme in ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp"):
+        assert has_protocol(scheme), scheme
+    with pytest.raises(av.error.FileNotFoundError):  # not ValueError: the format is known
+        av.open("/dev/video977", format="v4l2")
 
 
 # Other ways to send.
@@ -399,11 +440,6 @@ def sender(clip: Path, *output: str) -> Iterator[None]:
         process.wait()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
-
-
 @needs_ffmpeg
 @pytest.mark.parametrize(
     ("url", "arguments"),
@@ -424,6 +460,121 @@ def test_other_protocols(url: str, arguments: str, clip: Path) -> None:
         assert all(frame.size_hw == (96, 160) for frame in frames)
         indices = [frame.index for frame in frames]
         assert indices == sorted(set(indices))
+
+
+@needs_rtsp
+def test_rtsp_inside_tls(tmp_path: Path) -> None:
+    with (
+        RtspServer([mount("/a")]) as server,
+        tls_in_front_of(server.port, certificate(tmp_path)) as port,
+        watching(f"rtsps://user:secret99@127.0.0.1:{port}/a", longest_wait_seconds=0.2) as (
+            _,
+            take,
+        ),
+    ):
+        numbers = [number_of(frame.planes) for frame in frames_of(take, 8)]
+        assert numbers == sorted(set(numbers))
+        server.drop()
+        assert "secret99" not in state_after(take, "reconnecting")
+        state_after(take, "live")
+
+
+@needs_ffmpeg
+def test_rtmp_inside_tls(clip: Path, tmp_path: Path) -> None:
+    port = free_port()
+    with (
+        sender(
+            clip, *["-c", "copy", "-f", "flv", "-listen", "1"], f"rtmp://127.0.0.1:{port}/live/x"
+        ),
+        tls_in_front_of(port, certificate(tmp_path)) as secure,
+        watching(f"rtmps://127.0.0.1:{secure}/live/x", longest_wait_seconds=0.2) as (_, take),
+    ):
+        assert all(frame.size_hw == (96, 160) for frame in frames_of(take, 10))
+
+
+def jpegs(clip: Path) -> list[bytes]:
+    """Each frame of a clip as a picture."""
+    with av.open(str(clip)) as container:
+        pictures = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    return [cv2.imencode(".jpg", picture)[1].tobytes() for picture in pictures]
+
+
+class CameraHandler(http.server.BaseHTTPRequestHandler):
+    """A camera's web server: pictures or a transport stream for whoever knows the password, for as long
+    as the server says, then it hangs up."""
+
+    protocol_version = "HTTP/1.1"
+    server: CameraServer
+
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        if self.headers["Authorization"] != "Basic bWU6c2VjcmV0OTk=":  # me:secret99
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self._pictures() if self.path.startswith("/x.mjpg") else self._stream()
+
+    def _pictures(self) -> None:
+        self._begin("multipart/x-mixed-replace; boundary=frame")
+        for picture in self.server.pictures:
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+            self.wfile.write(head.encode() + picture + b"\r\n")
+            time.sleep(0.05)
+
+    def _stream(self) -> None:
+        self._begin("video/mp2t")
+        data = self.server.stream
+        for begin in range(0, len(data), step := max(188, len(data) // 40)):
+            self.wfile.write(data[begin : begin + step])
+            time.sleep(0.05)
+
+    def _begin(self, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Connection", "close")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class CameraServer(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    requests = 0
+    pictures: list[bytes]
+    stream: bytes
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("path", ["x.mjpg", "x.ts?token=secret77"])
+def test_a_web_server_with_a_password_that_hangs_up_now_and_then(
+    scheme: str, path: str, clip: Path, tmp_path: Path
+) -> None:
+    server = CameraServer(("127.0.0.1", 0), CameraHandler)
+    server.pictures, server.stream = jpegs(clip), clip.read_bytes()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.server_close)
+        stack.callback(server.shutdown)
+        port = server.server_port
+        if scheme == "https":
+            port = stack.enter_context(tls_in_front_of(port, certificate(tmp_path)))
+        url = f"{scheme}://me:secret99@127.0.0.1:{port}/{path}"
+        _, take = stack.enter_context(watching(url, longest_wait_seconds=0.2))
+        frames = frames_of(take, 15)
+        reason = state_after(take, "reconnecting")
+        frames += frames_of(take, 5)
+    assert all(frame.size_hw == (96, 160) for frame in frames)
+    indices = [frame.index for frame in frames]
+    assert indices == sorted(set(indices))
+    assert frames[-1].connection > frames[0].connection
+    assert not any(secret in reason for secret in ("secret99", "secret77"))
+    assert server.requests >= 2
 
 
 @needs_ffmpeg

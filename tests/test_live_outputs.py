@@ -30,7 +30,7 @@ from pipeline.live.hub import Shown
 from pipeline.live.labeller import Labelled
 from pipeline.live.live import LiveHub
 from pipeline.live.publish import OverlayStream, Publisher, check_target
-from pipeline.live.segments import SegmentFiles
+from pipeline.live.segments import SegmentFiles, SegmentOptions, SegmentRetention
 from pipeline.palette import CAMVID, Palette
 from tests.cameras import MODEL_HW, FakeCamera, RtspServer, mount, until
 from tests.media import ffmpeg
@@ -44,7 +44,7 @@ PALETTE = Palette(CAMVID.classes, CAMVID.rgb)
 
 
 def test_segments_hold_every_label_and_are_whole(tmp_path: Path) -> None:
-    segments = SegmentFiles(tmp_path, PALETTE, {"model": "x"}, segment_seconds=0.4)
+    segments = SegmentFiles(tmp_path, PALETTE, {"model": "x"}, SegmentOptions(0.4))
     camera = FakeCamera()
     with hub_of([camera], listeners=(segments,)) as hub:
         shown = []
@@ -76,7 +76,7 @@ def labels_in(path: Path) -> list[np.ndarray]:
 
 
 def test_a_camera_that_changes_its_size_begins_a_segment(tmp_path: Path) -> None:
-    segments = SegmentFiles(tmp_path, PALETTE, {}, segment_seconds=600)
+    segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions())
     camera = FakeCamera()
     with hub_of([camera], listeners=(segments,)) as hub:
         feed = hub.subscribe("0")
@@ -90,12 +90,95 @@ def test_a_camera_that_changes_its_size_begins_a_segment(tmp_path: Path) -> None
 
 def test_a_disk_that_cannot_be_written_is_told_of_and_holds_nobody(tmp_path: Path) -> None:
     (tmp_path / "0").write_text("a file is in the way")
-    segments = SegmentFiles(tmp_path, PALETTE, {}, segment_seconds=600)
+    segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions())
     camera = FakeCamera(fps=50)
     with hub_of([camera], listeners=(segments,)) as hub:
         until(lambda: hub.cameras()[0].frames > 20)
     segments.close()
     assert len(segments.problems) == 1
+
+
+def test_segments_may_show_the_overlay(tmp_path: Path) -> None:
+    """The colours over the pictures that the network saw, as in a run."""
+    segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions(overlay=True))
+    camera = FakeCamera()
+    with hub_of([camera], listeners=(segments,)) as hub:
+        feed = hub.subscribe("0")
+        shown = [label(hub, camera, feed) for _ in range(4)]
+    segments.close()
+    assert not segments.problems
+    (path,) = tmp_path.rglob("overlay.mp4")
+    with av.open(str(path)) as video:
+        frames = [frame.to_ndarray(format="yuv420p") for frame in video.decode(video=0)]
+    assert len(frames) == len(shown)
+    for frame, one in zip(frames, shown, strict=True):
+        y, u, v = one.planes[:64], one.planes[64:80], one.planes[80:]
+        picture = (y, u.reshape(32, 48), v.reshape(32, 48))
+        expected = PALETTE.overlay(picture, one.labels, 0.5, "bt601")[0]
+        assert abs(int(frame[40, 50]) - int(expected[40, 50])) < 6
+    manifest = json.loads(path.with_name("manifest.json").read_text())
+    assert set(manifest["outputs"]) == {"color.mp4", "overlay.mp4", "labels.mkv", "stats.jsonl"}
+
+
+def kept_segment(folder: Path, name: str, age_seconds: float, whole: bool = True) -> Path:
+    """A segment of 300 bytes, or what a crash left of one; beside it something that is not ours."""
+    segment = folder / name
+    segment.mkdir(parents=True)
+    for file in ("color.mp4", "labels.mkv", "manifest.json") if whole else (".color.mp4.part",):
+        (segment / file).write_bytes(bytes(100))
+        written_at = time.time() - age_seconds
+        os.utime(segment / file, (written_at, written_at))
+    return segment
+
+
+def test_the_oldest_segments_go_by_age_and_by_size(tmp_path: Path) -> None:
+    """Of all cameras together; never the one that is being written, nor anything that is not a segment."""
+    old = [kept_segment(tmp_path / "a", f"2026013{n}T000000Z", 9000 - n) for n in range(3)]
+    left = kept_segment(tmp_path / "a", "20260201T000000Z", 8000, whole=False)
+    other = kept_segment(tmp_path / "b", "20260131T000001Z", 5000)
+    new = kept_segment(tmp_path / "b", "20260202T000000Z_2", 9999, whole=False)
+    mine = tmp_path / "a" / "notes"
+    mine.mkdir()
+    (mine / "manifest.json").write_text("mine")
+    (old[1] / "mine.txt").write_text("mine")
+    (tmp_path / "c").symlink_to(old[0].parent)
+    assert SegmentRetention(tmp_path, SegmentOptions()).tidy(now=True) == 0
+    by_size = SegmentRetention(tmp_path, SegmentOptions(max_bytes=1000))
+    assert by_size.tidy(now=True) == 2
+    assert not old[0].exists()
+    assert [path.name for path in old[1].iterdir()] == ["mine.txt"]
+    assert old[2].exists()
+    by_age = SegmentRetention(tmp_path, SegmentOptions(max_age_seconds=7000))
+    assert by_age.tidy(now=True) == 1  # the crash's is the newest of its camera
+    assert not old[2].exists()
+    assert left.exists()
+    kept_segment(tmp_path / "a", "20260203T000000Z", 10)
+    assert by_age.tidy(now=True) == 1
+    assert not left.exists()
+    assert other.exists()
+    assert new.exists()
+    assert (mine / "manifest.json").exists()
+
+
+def test_a_running_output_stays_under_its_limit(tmp_path: Path) -> None:
+    segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions(0.2, max_bytes=20_000))
+    camera = FakeCamera()
+    with hub_of([camera], listeners=(segments,)) as hub:
+        feed = hub.subscribe("0")
+        label(hub, camera, feed)
+        first = until(lambda: next((tmp_path / "0").iterdir(), None))
+        for _ in range(200):
+            label(hub, camera, feed)
+            time.sleep(0.05)
+            if not first.exists():
+                break
+    segments.close()
+    assert not segments.problems
+    assert not first.exists()
+    made = list((tmp_path / "0").iterdir())
+    assert all((folder / "manifest.json").exists() for folder in made)
+    sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in made]
+    assert sum(sizes) <= 20_000 + max(sizes)  # what was being written
 
 
 # Events.
@@ -336,6 +419,9 @@ TINY = ("--engine", "counting", "--size", "64x96", "--inline")
         (("rtsp://cam/x", "--publish", "x.avi"), "--publish"),
         (("rtsp://cam/x", "--size", "64x97"), "multiples of 8"),
         (("rtsp://cam/x", "--view", "8000"), "HOST:PORT"),
+        (("rtsp://cam/x", "--overlay"), "--out"),
+        (("rtsp://cam/x", "--keep-hours", "1"), "--record"),
+        (("rtsp://cam/x", "--record", "x", "--keep-gb", "0"), "keep_bytes"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(arguments: tuple[str, ...], told: str) -> None:

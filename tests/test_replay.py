@@ -32,8 +32,10 @@ from pipeline.session.player import Player
 from pipeline.session.reader import Session
 from pipeline.session.replay import Replay, ReplayConfig
 from pipeline.session.source import ReplayedFrame
+from pipeline.session.timeline import Timeline
 from pipeline.session.verify import Verification
 from tests.recordings import MODEL_HW, Script, Told, eight_scripts, record, short_clip
+from tests.test_session import feed
 
 MAX = math.inf
 
@@ -154,8 +156,11 @@ def test_it_starts_anywhere_with_the_memory_as_it_was(
     assert not verification.skipped
     for name, camera in session.cameras.items():
         zero = session.seconds(camera.packets[0], 0.0)
-        wanted = [labels for labels, at in zip(told[name].labels, told[name].captured, strict=True)
-                  if zero + at >= start - 1e-6]  # fmt: skip
+        # From the first that came then on, although a B-frame behind it came before.
+        first = next(
+            place for place, at in enumerate(told[name].captured) if zero + at >= start - 1e-6
+        )
+        wanted = told[name].labels[first:]
         found = collected.labels(name)
         assert len(found) == len(wanted)
         for labels, other in zip(found, wanted, strict=True):
@@ -198,6 +203,153 @@ def test_pause_step_seek_and_speed(grouped: tuple[Path, dict[str, Told]]) -> Non
         by_index = {frame.frame_index: frame for frame in frames}
         for labels, frame in zip(told[name].labels, by_index.values(), strict=True):
             np.testing.assert_array_equal(labels, frame.labels)
+
+
+class Seen:
+    """What a viewer of each camera has before its eyes."""
+
+    def __init__(self) -> None:
+        self.newest: dict[str, ReplayedFrame] = {}
+        self.count = 0
+        self._lock = Lock()
+
+    def on_show(self, frame: ReplayedFrame) -> None:
+        with self._lock:
+            self.newest[frame.camera] = frame
+            self.count += 1
+
+    def now(self) -> dict[str, tuple[int, bytes]]:
+        with self._lock:
+            return {name: (f.frame_index, f.labels.tobytes()) for name, f in self.newest.items()}
+
+
+def settled(player: Player, seen: Seen) -> dict[str, tuple[int, bytes]]:
+    """What is seen once nothing comes any more."""
+    wait_for(lambda: not player.preparing)
+    while (count := seen.count) >= 0:
+        time.sleep(0.15)
+        if seen.count == count and not player.preparing:
+            return seen.now()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("kept_bytes", [10**8, 10_000, 1], ids=["kept", "few", "none"])
+def test_steps_back_show_what_was_seen_there(
+    grouped: tuple[Path, dict[str, Told]], kept_bytes: int
+) -> None:
+    """On and back again, over a start in the middle, with the frames at hand and without: at each moment the
+    same frame of each camera, with the same labels."""
+    seen = Seen()
+    with counting_player(
+        Session.open(grouped[0]), on_show=(seen.on_show,), paused=True, start_seconds=1.4,
+        kept_bytes=kept_bytes,
+    ) as player:  # fmt: skip
+        there = {player.position_seconds: settled(player, seen)}
+        for _ in range(5):
+            at = player.step()
+            there[at] = settled(player, seen)
+        assert len(there) == 6
+        moments = sorted(there)
+        for moment in moments[-2:0:-1]:
+            assert player.step_back() == moment
+            assert settled(player, seen) == there[moment]
+        assert player.step_back() < moments[1]  # before the start, if no frame came right at it
+        for moment in moments[1:]:
+            while (at := player.step()) < moment:
+                pass
+            assert at == moment
+        assert settled(player, seen) == there[moments[-1]]
+        assert player.paused
+
+
+def test_a_seek_shows_the_picture_of_that_moment_at_once(
+    grouped: tuple[Path, dict[str, Told]],
+) -> None:
+    """Of every camera the last frame up to it, although nothing moves; also from the end, and near by."""
+    session = Session.open(grouped[0])
+    seen, collected = Seen(), Collected()
+    with counting_player(
+        session, collected.on_frame, on_show=(seen.on_show,), speed=MAX, kept_bytes=10**8
+    ) as player:
+        wait_for(lambda: player.ended)
+        total = collected.count
+        player.pause()
+        for moment in (2.0, 0.9, 1.3, 4.5):
+            player.seek(moment)
+            found = settled(player, seen)
+            assert player.position_seconds == moment
+            for name, frames in collected.frames.items():
+                until = [f for f in frames if f.seconds <= moment]
+                latest = max(until, key=lambda frame: frame.frame_index)
+                assert found[name][0] in (latest.frame_index, latest.frame_index - 1)
+                (same,) = [f for f in frames if f.frame_index == found[name][0]]
+                assert found[name][1] == same.labels.tobytes()
+        player.seek(player.duration_seconds)
+        at_end = settled(player, seen)
+        assert {name: index for name, (index, _) in at_end.items()} == {
+            name: frames[-1].frame_index for name, frames in collected.frames.items()
+        }
+        assert collected.count == total  # seen again is not replayed again
+        player.seek(0.0)  # before the first frames, which are what is there to see
+        assert {name: index for name, (index, _) in settled(player, seen).items()} == {
+            name: frames[0].frame_index for name, frames in collected.frames.items()
+        }
+        player.play()
+        wait_for(lambda: player.ended)
+
+
+def test_playing_what_plays_and_pausing_what_is_paused_change_nothing(
+    grouped: tuple[Path, dict[str, Told]],
+) -> None:
+    with counting_player(Session.open(grouped[0]), speed=0.5) as player:
+        wait_for(lambda: player.position_seconds > 0.1)
+        for _ in range(5):
+            before = player.position_seconds
+            player.play()
+            assert player.position_seconds >= before
+        player.pause()
+        here = player.position_seconds
+        player.pause()
+        assert player.position_seconds == here
+
+
+def test_the_timeline_tells_when_what_happened(tmp_path: Path) -> None:
+    """States, gaps and drops by the session's clock; near drops together; a damaged line costs itself."""
+    clip = short_clip(tmp_path / "clip.mp4", 60, seed=1, group=6)
+    with Recorder(tmp_path / "s", None, Limits(segment_seconds=0.5)) as recorder:
+        camera = recorder.camera("front")
+        camera.state("connecting", "added")
+        feed(camera, clip)
+        camera.state("live", "64x48")
+        time.sleep(0.2)
+        camera.gap(0.15, "the camera was silent")
+        camera.state("reconnecting", "no packet")
+        feed(camera, clip, start=10.0)
+    session = Session.open(tmp_path / "s")
+    timeline = Timeline(session)
+    assert not timeline.complete
+    timeline.start()
+    wait_for(lambda: timeline.complete)
+    timeline.close()
+    found = timeline.cameras["front"]
+    assert [state for _, state, _ in found.states] == ["connecting", "live", "reconnecting"]
+    assert len(found.connected) == 2
+    (gap,) = found.gap_spans()
+    assert gap.end - gap.start == pytest.approx(0.15, abs=1e-6)
+    spans = found.state_spans(20.0)
+    assert spans[-1].end == 20.0
+    assert spans[1].end == spans[2].start >= gap.end - 1e-6
+    assert found.states_until(spans[1].start, 50)[-1][1] == "live"
+    assert found.states_until(spans[1].start, 1) == found.states[1:2]
+    assert found.reconnects_until(20.0) == 1
+    assert abs(timeline.began_at - time.time()) < 60
+    found.drops = [(1.0, 2, "overload"), (1.01, 3, "stale"), (5.0, 1, "overload")]
+    near, far = found.drop_spans(20.0)
+    assert (near.start, near.end, near.frames, near.reason) == (1.0, 1.01, 5, "overload, stale")
+    assert far.frames == 1
+    assert found.dropped_until(0.5) == {}
+    assert found.dropped_until(1.0) == {"overload": 2}
+    assert found.dropped_until(9.0) == {"overload": 3, "stale": 3}
 
 
 def test_the_clock_waits_for_every_camera_before_it_runs() -> None:
@@ -337,8 +489,6 @@ def _close_quietly(close: Callable[[Recorder], None]) -> Callable[[Recorder], No
 def test_without_labels_every_frame_is_labelled_and_gaps_reset(tmp_path: Path) -> None:
     """A session of `roadmask record`: no drops at any speed; a silence longer than the limit resets."""
     clip = short_clip(tmp_path / "clip.mp4", 60, seed=4, group=6)
-    from tests.test_session import feed
-
     with Recorder(tmp_path / "s", None, Limits(segment_seconds=0.5)) as recorder:
         camera = recorder.camera("front")
         feed(camera, clip)
@@ -490,6 +640,7 @@ def test_the_view_sees_a_replay_as_it_sees_live(eight: tuple[Path, dict[str, Tol
         assert all(frame is not None for frame in shown)
         found = [frame.labels for frame in shown if frame is not None]
         np.testing.assert_array_equal(found, told["camera3"].labels)
+        wait_for(lambda: replay.hub.cameras() and replay.hub.timeline.complete)
         status = {camera.name: camera for camera in replay.hub.cameras()}["camera3"]
         assert (status.state, status.frames) == ("ended", len(found))
         assert (status.reconnects, status.size_hw) == (1, (96, 128))

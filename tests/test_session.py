@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -19,15 +20,18 @@ import pytest
 
 from pipeline.engines.counting import CountingEngine
 from pipeline.errors import ConfigError, OutputError, SourceNotFoundError
+from pipeline.planes import Orientation, PlaneConverter
 from pipeline.session import CameraRecorder, Limits, Recorder, ShownLabels, StreamParameters
 from pipeline.session import recorder as recorder_module
 from pipeline.session import track as track_module
+from pipeline.session.capture import record_cameras
+from pipeline.session.checks import FormatError
 from pipeline.session.errors import SessionError
 from pipeline.session.labels import all_entries
 from pipeline.session.packets import decode_from
 from pipeline.session.reader import CameraFiles, Session
 from pipeline.session.records import EventRecord, PacketRecord
-from pipeline.session.retention import Retention
+from pipeline.session.retention import SessionRetention
 from tests import media
 from tests.bench import session_fuzz
 from tests.recordings import (
@@ -121,6 +125,42 @@ def test_packets_are_kept_byte_for_byte_and_every_segment_plays(
     played = sum(len(media.probe_frames(s.path(".mkv"))) for s in camera.packets)
     assert played >= len(frames) - 3 * (len(camera.packets) - 1)  # open groups lose leading frames
     assert played > 0
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    "name",
+    ["corner90.mp4", "corner180.mp4", "corner270.mp4", "corner_mirror.mp4", "corner90_mirror.mp4",
+     "corner.mp4"],
+)  # fmt: skip
+def test_pictures_are_turned_as_a_files_container_says(
+    library: media.Library, tmp_path: Path, name: str
+) -> None:
+    """A phone's clip: recorded by the command, its frames come upright, and players turn it too."""
+    source = library.get(name)
+    with av.open(str(source)) as container:
+        wanted = PlaneConverter(next(container.decode(video=0))).orientation
+    assert record_cameras([str(source)], tmp_path / "s", Limits(), None, lambda: False, print) == []
+    session = Session.open(tmp_path / "s")
+    (camera,) = session.cameras.values()
+    frames = [decoded.frame for decoded in decode_from(session, camera)]
+    assert frames
+    assert {PlaneConverter(frame).orientation for frame in frames} == {wanted}
+    assert (wanted == Orientation()) == (name == "corner.mp4")
+    played = [s for s in camera.packets if s.head.stream is not None]
+    with av.open(str(played[0].path(".mkv"))) as container:
+        assert PlaneConverter(next(container.decode(video=0))).orientation == wanted
+
+
+def test_a_display_matrix_must_be_one() -> None:
+    stream = StreamParameters("h264", 0, b"", (48, 64), None, Fraction(1, 1000))
+    raw = json.loads(json.dumps(stream.to_json()))
+    assert StreamParameters.from_json(raw) == stream
+    del raw["display_matrix"]  # as older sessions have it
+    assert StreamParameters.from_json(raw) == stream
+    for wrong in ("00", "zz" * 36, 5, "00" * 37):
+        with pytest.raises(FormatError, match="display_matrix"):
+            StreamParameters.from_json({**raw, "display_matrix": wrong})
 
 
 @needs_ffmpeg
@@ -382,7 +422,7 @@ def test_retention_by_size_and_age_removes_the_oldest(clip: Path, tmp_path: Path
         os.utime(path, (time.time() - 10 * age, time.time() - 10 * age))
     total = sum(path.stat().st_size for path in folder.rglob("*"))
     most = total // 2
-    removed = Retention(tmp_path / "s", Limits(max_bytes=most)).tidy(now=True)
+    removed = SessionRetention(tmp_path / "s", Limits(max_bytes=most)).tidy(now=True)
     left = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert 0 < left <= most
     assert removed == len(before) - len(list(folder.rglob("*.mkv")))
@@ -392,7 +432,7 @@ def test_retention_by_size_and_age_removes_the_oldest(clip: Path, tmp_path: Path
     numbers = [segment.number for segment in session.cameras["front"].packets]
     newest = max(int(path.stem) for path in before if path.parent.name == "packets")
     assert numbers == list(range(numbers[0], newest + 1))
-    assert Retention(tmp_path / "s", Limits(max_age_seconds=1e-6)).tidy(now=True) > 0
+    assert SessionRetention(tmp_path / "s", Limits(max_age_seconds=1e-6)).tidy(now=True) > 0
     assert not list(folder.rglob("*.mkv"))
 
 

@@ -127,3 +127,30 @@ def test_the_stream_that_was_idle_for_longest_gives_its_slot_up() -> None:
     assert slots["b"] is None
     assert {slots["a"], slots["c"]} == {0, 1}
     assert table.swaps == 1
+
+
+@pytest.mark.parametrize(("lent", "seconds", "kept"), [(None, 5.0, False), (10.0, 5.0, True),
+                                                       (10.0, 11.0, False), (0.0, 0.5, False)])  # fmt: skip
+def test_a_memory_that_was_brought_along_may_be_lent_time(
+    lent: float | None, seconds: float, kept: bool
+) -> None:
+    before = StateTable(CountingEngine(SIZE, 1))
+    assert [step(before, "a") for _ in range(3)][-1] == [3]
+    after = StateTable(CountingEngine(SIZE, 1))
+    after.restore("a", before.snapshot("a", SIZE), longest_gap_seconds=lent)
+    assert after.pass_gap(Gap(stream_info("a"), 3, seconds, "moved")) is not kept
+    assert step(after, "a") == [4 if kept else 1]
+    assert after.memories["a"].resets == (not kept)
+    # For its first frame only: later gaps are judged as all others.
+    assert after.pass_gap(Gap(stream_info("a"), 4, 5.0, "cut"))
+
+
+def test_all_memories_go_to_another_engine() -> None:
+    table = StateTable(CountingEngine(SIZE, 2), longest_gap_seconds=7.0)
+    for streams in (("a", "b"), ("b", "c"), ("c",)):  # one is swapped out by the third
+        step(table, *streams)
+    table.pass_gap(Gap(stream_info("c"), 2, None, "cut"))
+    moved = table.moved_to(CountingEngine(SIZE, 2), SIZE)
+    assert (step(moved, "a"), step(moved, "b"), step(moved, "c")) == ([2], [3], [1])
+    assert moved.longest_gap_seconds == 7.0
+    assert [moved.memories[name].resets for name in "abc"] == [0, 0, 1]

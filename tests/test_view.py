@@ -508,7 +508,7 @@ def test_metrics_name_every_figure_of_a_camera() -> None:
     lines = set(text.decode().splitlines())
     name = 'stream="fr\\"ont"'
     assert lines >= {
-        f"roadmask_frames_total{{{name}}} 120.0",
+        f'roadmask_frames_total{{stage="network",{name}}} 120.0',
         f'roadmask_frames_dropped_total{{reason="stale",{name}}} 3.0',
         f"roadmask_reconnects_total{{{name}}} 2.0",
         f"roadmask_state_resets_total{{{name}}} 1.0",
@@ -516,8 +516,8 @@ def test_metrics_name_every_figure_of_a_camera() -> None:
         f'roadmask_stream_state{{state="silent",{name}}} 0.0',
         f'roadmask_stream_state_changes_total{{state="live",{name}}} 3.0',
         f"roadmask_stream_fps{{{name}}} 24.5",
-        f'roadmask_latency_seconds{{quantile="0.5",{name}}} 0.031',
-        f'roadmask_latency_seconds{{quantile="0.95",{name}}} 0.047',
+        f'roadmask_stream_latency_seconds{{quantile="0.5",{name}}} 0.031',
+        f'roadmask_stream_latency_seconds{{quantile="0.95",{name}}} 0.047',
         f'roadmask_class_share{{class="road",{name}}} 0.75',
         "roadmask_viewers 2.0",
         "roadmask_view_frames_sent_total 500.0",

@@ -11,8 +11,9 @@ import ssl
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
@@ -24,7 +25,7 @@ from schemathesis.specs.openapi import checks
 from pipeline.errors import ConfigError
 from pipeline.view import ViewConfig, access, start_view
 from pipeline.view.server import View, page_files
-from tests.fake_hub import FakeHub, numbered
+from tests.fake_hub import FakeHub, FakeReplay, numbered
 
 TOKEN = "correct horse battery staple"
 WRONG = "correct horse battery stapler"
@@ -377,9 +378,13 @@ def test_oversized_requests_are_refused(local: View) -> None:
 
 @pytest.fixture(scope="module")
 def api_schema(locked: View) -> schemathesis.BaseSchema:
-    document = ask(locked, "/api/openapi.json", headers=BEARER)
+    return schema_of(locked)
+
+
+def schema_of(view: View) -> schemathesis.BaseSchema:
+    document = ask(view, "/api/openapi.json", headers=BEARER)
     schema = schemathesis.openapi.from_dict(json.loads(document.text))
-    place = urlsplit(locked.url)
+    place = urlsplit(view.url)
     schema.config.update(base_url=f"http://127.0.0.1:{place.port}")
     return schema
 
@@ -395,9 +400,38 @@ OPERATIONS = [
 ]
 
 
-def test_every_operation_is_fuzzed(api_schema: schemathesis.BaseSchema) -> None:
+@pytest.fixture(scope="module")
+def replay_view() -> Iterator[View]:
+    hub = FakeReplay(numbered(), 5.0)
+    hub.add("rtsp://camera.example/one", "front")
+    with start_view(hub, ViewConfig("0.0.0.0", 0, TOKEN)) as view:
+        yield view
+    hub.close()
+
+
+@pytest.fixture(scope="module")
+def replay_schema(replay_view: View) -> schemathesis.BaseSchema:
+    return schema_of(replay_view)
+
+
+REPLAY_OPERATIONS = [
+    ("GET /api/playback", GenerationMode.POSITIVE),
+    ("PATCH /api/playback", GenerationMode.POSITIVE),
+    ("PATCH /api/playback", GenerationMode.NEGATIVE),
+    ("POST /api/playback/step", GenerationMode.POSITIVE),
+    ("POST /api/playback/step", GenerationMode.NEGATIVE),
+    ("GET /api/playback/timeline", GenerationMode.POSITIVE),
+]
+
+
+def test_every_operation_is_fuzzed(
+    api_schema: schemathesis.BaseSchema, replay_schema: schemathesis.BaseSchema
+) -> None:
     operations = {result.ok().label for result in api_schema.get_all_operations()}
     assert operations == {label for label, _ in OPERATIONS}
+    of_replay = {result.ok().label for result in replay_schema.get_all_operations()}
+    assert of_replay - operations == {label for label, _ in REPLAY_OPERATIONS}
+    assert operations - of_replay == {"POST /api/streams"}
 
 
 @pytest.mark.parametrize(("label", "mode"), OPERATIONS)
@@ -408,25 +442,54 @@ def test_api_keeps_to_its_own_document(
     hub: FakeHub,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    operation = api_schema.find_operation_by_label(label)
-    assert operation is not None
-
-    @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-    def fuzz(case: schemathesis.Case) -> None:
-        # A URL that fits the schema may still be no camera's.
-        without = [checks.positive_data_acceptance]
-        case.call_and_validate(headers=BEARER, excluded_checks=without, timeout=30)
-        stranger = case.call(headers={"Authorization": f"Bearer {WRONG}"}, timeout=30)
-        assert stranger.status_code in (400, 401)
-        assert "camera.example" not in stranger.text
+    def put_back() -> None:
         for name in hub.by_name.keys() - {"front"}:
             hub.remove(name)
         if "front" not in hub.by_name:
             hub.add("rtsp://camera.example/one", "front")
 
-    fuzz()
+    # A URL that fits the schema may still be no camera's.
+    fuzz(api_schema, label, mode, put_back, without=[checks.positive_data_acceptance])
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(("label", "mode"), REPLAY_OPERATIONS)
+def test_the_api_of_a_replay_does_too(
+    label: str,
+    mode: GenerationMode,
+    replay_schema: schemathesis.BaseSchema,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fuzz(replay_schema, label, mode)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def fuzz(
+    schema: schemathesis.BaseSchema,
+    label: str,
+    mode: GenerationMode,
+    after: Callable[[], None] = lambda: None,
+    without: Sequence[Any] = (),
+) -> None:
+    """Calls one operation with what fits its document, or does not, and as a stranger."""
+    operation = schema.find_operation_by_label(label)
+    assert operation is not None
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    def call(case: schemathesis.Case) -> None:
+        case.call_and_validate(headers=BEARER, excluded_checks=list(without), timeout=30)
+        stranger = case.call(headers={"Authorization": f"Bearer {WRONG}"}, timeout=30)
+        assert stranger.status_code in (400, 401)
+        assert "camera.example" not in stranger.text
+        after()
+
+    call()
+
+
+def test_live_cameras_cannot_be_played(local: View) -> None:
+    for path in ("/api/playback", "/api/playback/timeline"):
+        assert ask(local, path).status == 404
 
 
 def _masked(opcode: int, payload: bytes, *, final: bool = True) -> bytes:

@@ -6,9 +6,7 @@ frames of one grey and one class each, both known from the frame's number (`test
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,15 +15,15 @@ import pytest
 
 from pipeline.view import ViewConfig, start_view
 from pipeline.view.server import View
+from tests import pages
 from tests.fake_hub import FakeHub, numbered, street
+from tests.pages import PATIENCE_MS, PHONE, tile, wait_for_pictures
 
-playwright = pytest.importorskip("playwright.sync_api")
-Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
+Page, expect = pages.Page, pages.expect
+browser, open_page = pages.browser, pages.open_page  # fixtures
 
-PATIENCE_MS = 60_000
 CLASSES = 11
 TOKEN = "correct horse battery staple"
-PHONE = {"width": 390, "height": 844}
 
 _SAMPLE = """async ([name, count, patience]) => {
   // The number of each frame that is drawn, and the pixels at a quarter of the canvas from left and right.
@@ -48,20 +46,6 @@ _SAMPLE = """async ([name, count, patience]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        if os.environ.get("REQUIRE_BROWSER") == "1":
-            pytest.fail("REQUIRE_BROWSER=1, but there is no chromium command")
-        pytest.skip("needs the chromium command (Debian: chromium)")
-    with playwright.sync_playwright() as driver:
-        # In containers and as root Chromium's own sandbox cannot be made.
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
     hub = FakeHub(numbered(), 12.0)
@@ -75,47 +59,6 @@ def hub() -> Iterator[FakeHub]:
 def view(hub: FakeHub) -> Iterator[View]:
     with start_view(hub, ViewConfig(port=0)) as view:
         yield view
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens pages; at the end none may have complained."""
-    contexts: list[Any] = []
-    complaints: list[str] = []
-
-    def open_(url: str, init: str = "", **options: object) -> Page:
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 800}} | options))
-        contexts.append(context)
-        context.set_default_timeout(PATIENCE_MS)
-        page = context.new_page()
-        if init:
-            page.add_init_script(init)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console", lambda message: message.type == "error" and complaints.append(message.text)
-        )
-        page.goto(url)
-        return page
-
-    yield open_
-    for context in contexts:
-        context.close()
-    # What the browser itself says of refused requests and servers that are gone is no complaint.
-    own = ("ERR_CONNECTION", "Failed to load resource")
-    assert [text for text in complaints if not any(part in text for part in own)] == []
-
-
-def tile(page: Page, name: str) -> Any:
-    return page.locator(f".tile[data-name={name}]")
-
-
-def wait_for_pictures(page: Page, *names: str, kind: str = "h264|jpeg") -> None:
-    """By default of either kind: a browser that is short of time turns to JPEG, and may."""
-    for name in names:
-        found = tile(page, name)
-        expect(found).to_have_attribute(
-            "data-video", re.compile(f"^({kind})$"), timeout=PATIENCE_MS
-        )
 
 
 def sample(page: Page, name: str = "front", count: int = 12) -> list[Any]:

@@ -21,7 +21,7 @@ from models.spec import Spec
 LONGEST_SIDE_PX = 640
 """Pictures are shrunk to this; the figures are measured on the whole ones."""
 
-_STYLE = """
+PAGE_STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1d2733; margin: 2rem auto; max-width: 1180px;
   padding: 0 1rem; background: #fff; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -63,10 +63,10 @@ def render(evaluation: Evaluation, worst: list[WorstFrame], spec: Spec) -> str:
     parts = [
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{title}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{title}</h1>", *_facts(evaluation), _table(first),
+        f"<title>{title}</title><style>{PAGE_STYLE}</style></head><body>",
+        f"<h1>{title}</h1>", *_facts(evaluation), table_html(first),
         *[f'<p class="note">{escape(note)}</p>' for note in evaluation.notes],
-        *[_table(table) for table in rest],
+        *[table_html(table) for table in rest],
         "<h2>Curves</h2>", *charts(evaluation),
         *_confusion(evaluation), *_worst(worst, spec), *_definitions(), "</body></html>",
     ]  # fmt: skip
@@ -80,7 +80,7 @@ def _facts(evaluation: Evaluation) -> Iterator[str]:
     yield f"{evaluation.seconds} s; {escape(versions)}.</p>"
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
     rows = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n"
@@ -152,12 +152,13 @@ def _confusion(evaluation: Evaluation) -> Iterator[str]:
     for index, row in enumerate(counts):
         total = sum(row)
         cells = row if nothing else row[:-1]
-        shown = "".join(_cell(value, total, index == at) for at, value in enumerate(cells))
+        shown = "".join(confusion_cell(value, total, index == at) for at, value in enumerate(cells))
         yield f"<tr><th>{escape(columns[index])}</th>{shown}</tr>"
     yield "</table></div>"
 
 
-def _cell(value: int, total: int, right: bool) -> str:
+def confusion_cell(value: int, total: int, right: bool) -> str:
+    """A `<td>` of a confusion matrix: the share of a row's pixels, %, shaded; blue on the diagonal."""
     if not total:
         return "<td>n/a</td>"
     share = value / total
@@ -180,10 +181,10 @@ def _worst(worst: list[WorstFrame], spec: Spec) -> Iterator[str]:
     for frame in worst:
         name = escape(f"{frame.stream}, frame {frame.number} ({frame.name})")
         yield f'<div>{name}: mIoU {100 * frame.miou:.1f} %</div><div class="worst">'
-        yield _figure(frame.rgb, "picture", ".jpg")
+        yield figure(frame.rgb, "picture", ".jpg")
         for labels, caption in ((frame.truth, "truth"), (frame.predicted, "prediction")):
-            yield _figure(paint(labels, spec.palette_rgb), caption, ".png")
-        yield _figure(error_map(frame), "errors in red, unlabelled black", ".jpg")
+            yield figure(paint(labels, spec.palette_rgb), caption, ".png")
+        yield figure(error_map(frame), "errors in red, unlabelled black", ".jpg")
         yield "</div>"
 
 
@@ -198,7 +199,8 @@ def error_map(frame: WorstFrame) -> np.ndarray:
     return shown
 
 
-def _figure(rgb: np.ndarray, caption: str, suffix: str) -> str:
+def figure(rgb: np.ndarray, caption: str, suffix: str) -> str:
+    """A `<figure>` with a picture, uint8 [H, W, 3], inside it; `suffix` is ".jpg" or ".png"."""
     scale = LONGEST_SIDE_PX / max(rgb.shape[:2])
     if scale < 1:
         how = cv2.INTER_NEAREST if suffix == ".png" else cv2.INTER_AREA

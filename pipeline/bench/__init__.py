@@ -20,7 +20,7 @@ from typing import Any
 
 from models.spec import find_model
 from pipeline.bench import clips, sweeps
-from pipeline.bench.measure import Contender, measure
+from pipeline.bench.measure import Contender, measure, processor_name
 from pipeline.bench.report import table
 from pipeline.bench.stages import DEVICE_ENGINES, bound_fps, keep, stage_shares, stages_alone
 from pipeline.bench.sweeps import Course, pipeline, plain_contenders
@@ -88,10 +88,13 @@ def _course(
 
 
 def _facts(course: Course, source: str, rounds: int) -> dict[str, Any]:
-    job = course.plan.job
+    job, kept = course.plan.job, keep(course.plan, 1)
     return {
         "source": source,
+        "size_hw": kept.stream.size_hw,
+        "model_hw": kept.batches[0].model_hw,
         "frames": course.frames,
+        "machine": processor_name(),
         "cores": available_cores(),
         "engine": job.choice.runtime,
         "model": job.facts["model"],

@@ -8,6 +8,7 @@ order, and medians over the rounds are reported. Warm-up is left out: frames a s
 from __future__ import annotations
 
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -134,6 +135,16 @@ def family(root: int) -> list[int]:
         found.append(todo.pop())
         todo += parents.get(found[-1], [])
     return found
+
+
+def processor_name() -> str:
+    """The processor as it calls itself, for the record; the architecture where it doesn't say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.machine()
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:

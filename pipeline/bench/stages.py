@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,14 +106,18 @@ def stages_alone(plan: Plan, kept: Kept | None = None) -> dict[str, dict[str, fl
     """Milliseconds a frame of the clock and of all threads ("cpu_ms"), each stage with nothing beside it.
 
     Decode (and scale), upload and download where there is a device, network (which there holds both),
-    draw, encode.
+    draw, encode. Decode and encode with the bytes a frame that they read and wrote.
     """
     kept = kept or keep(plan)
     network, labels = _label(plan, kept)
-    draw, written = _draw(plan, kept, labels), _write(plan, kept, labels)
+    draw, (written, out_bytes) = _draw(plan, kept, labels), _write(plan, kept, labels)
     encode = Cost(written.frames, written.wall_s - draw.wall_s, written.cpu_s - draw.cpu_s)
-    costs = {"decode": kept.decoding.ms, "network": network.ms, "draw": draw.ms,
-             "encode": encode.ms}  # fmt: skip
+    in_bytes = Path(plan.sources[0].uri).stat().st_size / (
+        kept.stream.frame_count or written.frames
+    )
+    costs = {"decode": kept.decoding.ms | {"bytes": round(in_bytes)}, "network": network.ms,
+             "draw": draw.ms,
+             "encode": encode.ms | {"bytes": round(out_bytes / written.frames)}}  # fmt: skip
     if plan.job.choice.name in DEVICE_ENGINES:
         costs |= transfers("cuda", kept.batches[0].pixels, labels[0])
     return costs
@@ -153,8 +158,8 @@ def _draw(plan: Plan, kept: Kept, labels: list[np.ndarray]) -> Cost:
     return cost
 
 
-def _write(plan: Plan, kept: Kept, labels: list[np.ndarray]) -> Cost:
-    """Draw and encode, by the sink itself."""
+def _write(plan: Plan, kept: Kept, labels: list[np.ndarray]) -> tuple[Cost, int]:
+    """Draw and encode, by the sink itself; and the bytes that it wrote."""
     items: list[LabelItem] = [
         LabelBatch(b.stream, b.frame_index, b.pts, found, b.decoded_at, b.decoded_at[-1],
                    np.arange(len(found)))
@@ -164,7 +169,8 @@ def _write(plan: Plan, kept: Kept, labels: list[np.ndarray]) -> Cost:
     items.append(EndOfStream(kept.stream, frames))
     cost = Cost()
     cost.run(lambda: list(drain(plan.job, plan.sources[0], items)), frames)
-    return cost
+    files = plan.job.folder(plan.sources[0]).rglob("*.m*")
+    return cost, sum(file.stat().st_size for file in files)
 
 
 def transfers(device: str, pixels: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, float]]:

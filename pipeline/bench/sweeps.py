@@ -24,7 +24,7 @@ from pipeline.bench.measure import WARM_UP_FRAMES, Contender, Track
 from pipeline.bench.stages import DEVICE_ENGINES, keep
 from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
 from pipeline.errors import MediaError, PipelineError
-from pipeline.run import Plan, RunConfig, prepare, run
+from pipeline.run import Plan, RunConfig, prepare, prepare_here, run
 from pipeline.settings import available_cores
 from pipeline.stages import SourceReport, make_segmenter, process
 
@@ -54,7 +54,7 @@ class Course:
     @property
     def plan(self) -> Plan:
         """Raises PipelineError if the clip cannot be read."""
-        plan = prepare(self.config)
+        plan = prepare_here(self.config)
         if not plan.sources:
             raise MediaError(plan.failures[0].error or f"{self.clip} cannot be read")
         return plan
@@ -84,7 +84,7 @@ def threads(config: RunConfig) -> Callable[[], Track]:
     """A contender's run: the first source's stages as threads of this process, without Ray."""
 
     def go() -> Track:
-        plan, track = prepare(config), Track()
+        plan, track = prepare_here(config), Track()
         segmenter = make_segmenter(plan.job)
         for event in process(
             plan.job, plan.sources[0], segmenter, stop=lambda: False, threads=True

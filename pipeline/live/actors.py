@@ -1,4 +1,7 @@
-"""Cameras as Ray actors: each in a process of its own, so that none can take another one down."""
+"""Cameras as Ray actors: each in a process of its own, so that none can take another one down.
+
+And sites as Ray actors, on the nodes of a cluster, with their cameras beside them.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,28 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actors import cluster
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StageError
 from pipeline.live.address import Address
 from pipeline.live.camera import Camera
+from pipeline.live.config import LiveConfig
 from pipeline.live.delivery import CameraConfig, Delivery
 from pipeline.live.hub import Shown, StateChange
 from pipeline.live.live import MakeCamera
 from pipeline.live.publish import OverlayStream
+from pipeline.live.remote import open_site
+from pipeline.live.site import Expected, Place, SiteLostError
+from pipeline.metrics.on_ray import RayMeters
 from pipeline.palette import Palette
 from pipeline.session import Recorder
-from pipeline.stages import root_cause
+from pipeline.stages import one_line, root_cause
 
 _START_SECONDS = 120.0  # a process of Ray's takes one second, on a loaded machine many
 _ANSWER_SECONDS = 15.0  # an answer takes a millisecond
@@ -196,8 +204,15 @@ class RemoteOverlay:
 
 
 def _small_actor(kind: type, *arguments: Any) -> Any:
-    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+    """A process on this very node, whose frames nobody sends over a network."""
+    here = ray.get_runtime_context().get_node_id()
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0,
+                               "scheduling_strategy": _on(here)}  # fmt: skip
     return ray.remote(**options)(kind).remote(*arguments)
+
+
+def _on(node_id: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 @contextmanager
@@ -213,3 +228,125 @@ def remote_cameras(recorder: Recorder | None) -> Iterator[MakeCamera]:
 
     with cluster(None):
         yield make
+
+
+class SiteActor:
+    """A `Site` on a node of a cluster; its cameras are processes beside it."""
+
+    def __init__(self, config: LiveConfig, expected: Expected) -> None:
+        self._arguments = (config, expected)
+        self._site: Any = None
+        self._opening = Lock()
+
+    def ask(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """One of the site's methods. What is wrong with opening it is raised by each of them."""
+        with self._opening:
+            if self._site is None:
+                self._site = open_site(*self._arguments, RemoteCamera, RayMeters())
+        return getattr(self._site, method)(*arguments)
+
+    def ask_for_frames(self, arguments: tuple[Any, ...]) -> Any:
+        return self.ask("shown", arguments)
+
+
+class RemoteSite:
+    """A site as the fleet sees it."""
+
+    def __init__(self, node_id: str, options: dict[str, Any], *arguments: Any) -> None:
+        options = {
+            **options, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 4,
+            "concurrency_groups": {"frames": 1}, "scheduling_strategy": _on(node_id),
+        }  # fmt: skip
+        self._actor: Any = ray.remote(**options)(SiteActor).remote(*arguments)
+
+    def ask(self, method: str, *arguments: Any) -> RemoteAnswer:
+        try:
+            if method == "shown":
+                in_frames = self._actor.ask_for_frames.options(concurrency_group="frames")
+                return RemoteAnswer(in_frames.remote(arguments))
+            return RemoteAnswer(self._actor.ask.remote(method, arguments))
+        except RayError:
+            return RemoteAnswer(None)
+
+    def kill(self) -> None:
+        with suppress(Exception):
+            ray.kill(self._actor)
+
+
+class RemoteAnswer:
+    """An answer of a site that is on its way; without a reference it never will be."""
+
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+
+    def done(self) -> bool:
+        return self._reference is None or bool(ray.wait([self._reference], timeout=0)[0])
+
+    def result(self, timeout_seconds: float) -> Any:
+        if self._reference is None:
+            raise SiteLostError("its process or its node is gone")
+        try:
+            return ray.get(self._reference, timeout=timeout_seconds)
+        except RayTaskError as error:  # the site raised
+            cause = root_cause(error)
+            if isinstance(cause, PipelineError):
+                raise cause from error
+            problem = f"internal error, please report it: {type(cause).__name__}: {one_line(cause)}"
+            raise StageError(problem) from error
+        except TimeoutError as error:
+            raise SiteLostError(f"no answer in {timeout_seconds:g} s") from error
+        except RayError as error:
+            raise SiteLostError("its process or its node is gone") from error
+
+
+class Nodes:
+    """The nodes of a Ray cluster as places for sites: one on each GPU, or on each node without any.
+
+    Nodes without a GPU are places only where the cluster has none, or a CPU engine was asked for.
+
+    Args:
+        config: of the run.
+        expected: what a node must have.
+    """
+
+    def __init__(self, config: LiveConfig, expected: Expected) -> None:
+        self._config, self._expected = config, expected
+        self._nodes: dict[str, tuple[str, dict[str, Any]]] = {}  # node id and options, by place
+
+    def current(self) -> list[Place]:
+        going = ray._private.state.state.get_draining_nodes()
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        on_cpu = self._config.engine in ("cpu", "counting")
+        gpus = {n["NodeID"]: 0 if on_cpu else int(n["Resources"].get("GPU", 0)) for n in nodes}
+        found: dict[str, Place] = {}
+        for node in nodes:
+            node_id = node["NodeID"]
+            shown = f"node {node['NodeManagerAddress']} ({node_id[:6]})"
+            options: dict[str, Any] = (
+                {"num_cpus": 1, "num_gpus": 1} if gpus[node_id] else {"num_cpus": 1}
+            )
+            for number in range(gpus[node_id] if any(gpus.values()) else 1):
+                name = f"{node_id}/{number}"
+                found[name] = Place(name, shown, going=node_id in going)
+                self._nodes[name] = node_id, options
+        return list(found.values())
+
+    def open(self, place: Place) -> RemoteSite:
+        node_id, options = self._nodes[place.name]
+        return RemoteSite(node_id, options, self._config, self._expected)
+
+    def want(self, sites: int) -> None:
+        """Ask Ray's autoscaler, where there is one, for nodes that hold so many sites."""
+        from ray.autoscaler.sdk import request_resources
+
+        bundle = next((options for _, options in self._nodes.values()), {"num_cpus": 1})
+        resources = {"CPU": 1} | ({"GPU": 1} if "num_gpus" in bundle else {})
+        with suppress(Exception):  # a cluster without an autoscaler has what it has
+            request_resources(bundles=[resources] * sites)
+
+
+@contextmanager
+def nodes(config: LiveConfig, expected: Expected) -> Iterator[Nodes]:
+    """The nodes of the running cluster at the run's address. Raises ConfigError if there is none."""
+    with cluster(config.address):
+        yield Nodes(config, expected)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -22,6 +23,7 @@ _KIND_OF_SCHEME = {
     "http": "http", "https": "http", "srt": "srt", "udp": "udp",
 }  # fmt: skip
 SCHEMES = tuple(_KIND_OF_SCHEME)
+_ANYWHERE = ("rtsp", "rtmp", "http", "srt")  # kinds of cameras that every machine can open
 KINDS = ("rtsp", "rtmp", "http", "srt", "udp", "device", "file")
 _SECRET_KEY = re.compile(r"(?i)pass|pwd|token|secret|key|auth|sig|cred|session|streamid")
 _NAMED = re.compile(r"(?P<name>[^=/:?]+)=(?P<url>([a-z]+://|/dev/video).*)", re.DOTALL)
@@ -112,6 +114,24 @@ def usual_name(address: Address) -> str:
     host = re.sub(r"[^A-Za-z0-9.-]+", "_", _host(address.url)).strip("_")
     host = host or f"port_{_port(address.url)}"
     return safe_name(f"{host}_{path}" if path and address.kind != "rtmp" else host)[:64]
+
+
+def check_anywhere(address: Address) -> None:
+    """Raises ConfigError for a camera that one machine alone can reach."""
+    if address.kind not in _ANYWHERE:
+        raise ConfigError(
+            f"{address.shown}: is known to one machine alone; with --address, name cameras that every"
+            f" node can reach: {', '.join(_ANYWHERE)}"
+        )
+
+
+def free_name(name: str, taken: Iterable[str]) -> str:
+    """The name, or it with a number behind, so that it differs from all of `taken` in any case."""
+    others = {other.casefold() for other in taken}
+    number, free = 2, name
+    while free.casefold() in others:
+        free, number = f"{name[:60]}_{number}", number + 1
+    return free
 
 
 def mask(url: str) -> str:

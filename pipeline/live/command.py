@@ -10,25 +10,29 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import __version__
 from pipeline.engines import engine_factory
 from pipeline.errors import PipelineError, StageError
 from pipeline.live.address import Address
 from pipeline.live.camera import Camera
 from pipeline.live.config import ENGINE_SLOTS, LivePlan
+from pipeline.live.connection import picture_size
 from pipeline.live.console import Console
 from pipeline.live.delivery import CameraConfig
-from pipeline.live.events import Events, parse_rule
+from pipeline.live.events import Events, Rule, parse_rule
+from pipeline.live.fleet import Fleet
 from pipeline.live.hub import CameraStatus
 from pipeline.live.lane import CameraHandle
 from pipeline.live.live import Listener, LiveHub, MakeCamera
 from pipeline.live.publish import MakeWriter, OverlayStream, Publisher, check_target, is_push
 from pipeline.live.recording import LabelRecording, make_recorder
-from pipeline.live.segments import SegmentFiles
+from pipeline.live.segments import SegmentFiles, SegmentOptions
+from pipeline.live.site import Expected
 from pipeline.palette import Palette
 from pipeline.session import Recorder
 
 _TICK_SECONDS = 0.2
-StartView = Callable[[LiveHub], Any]
+StartView = Callable[[Any], Any]  # of a `LiveHub` or a `Fleet`
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,10 @@ def run_live(
 
     Raises PipelineError if the run cannot begin, or the network fails.
     """
+    if plan.config.address is not None:
+        return _run_on_cluster(plan, console, stop, start_view)
     with ExitStack() as stack:
-        outputs = _Outputs(plan)
+        outputs = Outputs(plan)
         stack.callback(outputs.close)
         kind = stack.enter_context(_camera_kind(plan, outputs))
         hub = LiveHub(
@@ -74,18 +80,57 @@ def run_live(
         try:
             with hub:
                 view = stack.enter_context(_viewed(hub, start_view))
-                for address, name in plan.cameras:
-                    hub.add_address(address, name)
+                _add_cameras(plan, hub, console, stop)
                 _watch(plan, hub, console, stop, forever=view is not None)
                 cameras = tuple(hub.cameras())
         finally:
             outputs.close()
+            if hub.preparing:  # in native code, which the interpreter waits for before it ends
+                console.say("waiting for the network, which was just being made")
     _raise_failure(hub.failure)
     return LiveReport(cameras, (*_ended_badly(cameras), *outputs.problems))
 
 
+def _run_on_cluster(
+    plan: LivePlan, console: Console, stop: Callable[[], bool], start_view: StartView | None
+) -> LiveReport:
+    """As `run_live`, with the cameras, the networks and the outputs on the nodes of a cluster."""
+    from pipeline.live.actors import nodes  # Ray takes a second to import
+
+    check_outputs(plan)
+    expected = Expected(__version__, plan.files.weights_sha256())
+    with ExitStack() as stack:
+        places = stack.enter_context(nodes(plan.config, expected))
+        fleet = Fleet(plan.camera_config, places, listeners=(console,), say=console.say)
+        with fleet:
+            view = stack.enter_context(_viewed(fleet, start_view))
+            for address, name in plan.cameras:
+                fleet.add_address(address, name)
+            _watch(plan, fleet, console, stop, forever=view is not None)
+            cameras = tuple(fleet.cameras())
+    _raise_failure(fleet.failure)
+    return LiveReport(cameras, (*_ended_badly(cameras), *fleet.problems))
+
+
+def _add_cameras(plan: LivePlan, hub: LiveHub, console: Console, stop: Callable[[], bool]) -> None:
+    """Add what was named; files when the network is there, or they would be over before it."""
+    files = [address for address, _ in plan.cameras if address.kind == "file"]
+    for address, name in plan.cameras:
+        if address not in files:
+            hub.add_address(address, name)
+    sizes = {picture_size(address) for address in files} - {None}
+    hub.prepare([plan.camera_config.model_hw(size_hw) for size_hw in sizes if size_hw])
+    if hub.preparing:
+        console.say("making the network: files are played once it is there")
+    while hub.preparing and not stop():
+        time.sleep(_TICK_SECONDS / 4)
+    for address, name in plan.cameras:
+        if address in files:
+            hub.add_address(address, name)
+
+
 @contextmanager
-def _viewed(hub: LiveHub, start_view: StartView | None) -> Iterator[Any]:
+def _viewed(hub: LiveHub | Fleet, start_view: StartView | None) -> Iterator[Any]:
     if start_view is None:
         yield None
         return
@@ -97,7 +142,12 @@ def _viewed(hub: LiveHub, start_view: StartView | None) -> Iterator[Any]:
 
 
 def _watch(
-    plan: LivePlan, hub: LiveHub, console: Console, stop: Callable[[], bool], *, forever: bool
+    plan: LivePlan,
+    hub: LiveHub | Fleet,
+    console: Console,
+    stop: Callable[[], bool],
+    *,
+    forever: bool,
 ) -> None:
     duration = plan.config.duration_seconds
     ends_at = time.monotonic() + duration if duration is not None else float("inf")
@@ -116,20 +166,28 @@ def _watch(
         time.sleep(min(_TICK_SECONDS, max(0.0, ends_at - time.monotonic())))
 
 
-class _Outputs:
+def check_outputs(plan: LivePlan) -> tuple[Rule, ...]:
+    """The rules of the events. Raises ConfigError if they, or what is to be published, make no sense."""
+    if plan.config.publish is not None:
+        check_target(plan.config.publish)
+    return tuple(parse_rule(text, plan.spec.classes) for text in plan.config.events)
+
+
+class Outputs:
     """Whatever a run was asked to leave behind."""
 
     def __init__(self, plan: LivePlan) -> None:
         config, spec = plan.config, plan.spec
         palette = Palette(spec.classes, np.array(spec.palette_rgb, np.uint8))
-        rules = tuple(parse_rule(text, spec.classes) for text in config.events)
-        if config.publish is not None:
-            check_target(config.publish)
+        rules = check_outputs(plan)
         self.recorder: Recorder | None = make_recorder(plan)
         self.segments = self.publisher = None
         self._palette, self._events = palette, Events(rules) if rules else None
         if config.out is not None:
-            self.segments = SegmentFiles(config.out, palette, plan.facts(), config.segment_seconds)
+            options = SegmentOptions(
+                config.segment_seconds, config.overlay, config.keep_seconds, config.keep_bytes
+            )
+            self.segments = SegmentFiles(config.out, palette, plan.facts(), options)
         if config.publish is not None:
             self.publisher = Publisher(config.publish, palette, _writer_kind(plan))
         self._closed = False
@@ -177,7 +235,7 @@ def _writer_kind(plan: LivePlan) -> MakeWriter:
     return RemoteOverlay
 
 
-def _camera_kind(plan: LivePlan, outputs: _Outputs) -> AbstractContextManager[MakeCamera]:
+def _camera_kind(plan: LivePlan, outputs: Outputs) -> AbstractContextManager[MakeCamera]:
     recorder = outputs.recorder
     if plan.config.inline:
 

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from models.spec import DEFAULT_MODEL, ModelFiles, Spec
-from pipeline.engines import EngineChoice, check_fit, choose_engine
+from pipeline.engines import ENGINES, EngineChoice, check_fit, choose_engine
 from pipeline.errors import ConfigError
-from pipeline.live.address import Address, check_name, parse_address, split_name
+from pipeline.live.address import (
+    Address,
+    check_anywhere,
+    check_name,
+    parse_address,
+    split_name,
+)
 from pipeline.live.delivery import CameraConfig
 from pipeline.run import check_size, model_files, versions
 
@@ -38,9 +44,13 @@ class LiveConfig:
         duration_seconds: how long to run; None until all files have ended, or for ever.
         out: folder for rolling segments of colours and labels; None for none.
         segment_seconds: length of a segment.
+        overlay: segments have the colours over the pictures too.
         record: folder of the session to record into; None for none.
+        keep_seconds, keep_bytes: of `out` and of `record`, each: older segments are removed, and the oldest
+            beyond this size; None for no limit.
         publish: where the overlay goes, with `{camera}` for the name; None for nowhere.
         events: rules such as "pedestrian>0.05 for 2s -> https://...".
+        address: of a running Ray cluster whose nodes share the cameras; None for this machine alone.
 
     Raises ConfigError if they contradict each other.
     """
@@ -60,18 +70,40 @@ class LiveConfig:
     duration_seconds: float | None = None
     out: Path | None = None
     segment_seconds: float = 600.0
+    overlay: bool = False
     record: Path | None = None
+    keep_seconds: float | None = None
+    keep_bytes: int | None = None
     publish: str | None = None
     events: tuple[str, ...] = ()
+    address: str | None = None
 
     def __post_init__(self) -> None:
         check_size(self.size_hw)
         for name, least in (("max_latency_ms", 1.0), ("silence_seconds", 0.1),
                             ("open_seconds", 0.1), ("segment_seconds", 0.1),
+                            ("keep_seconds", 1.0), ("keep_bytes", 1),
                             ("duration_seconds", 0.0), ("attempts", 1)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigError(f"{name} must be at least {least:g}, got {value:g}")
+        if self.address is not None:
+            self._check_cluster()
+        if self.overlay and self.out is None:
+            raise ConfigError("--overlay is written beside the colours: give --out too")
+        limited = self.keep_seconds is not None or self.keep_bytes is not None
+        if limited and self.out is None and self.record is None:
+            raise ConfigError("there is nothing to keep: give --out or --record too")
+
+    def _check_cluster(self) -> None:
+        if self.inline:
+            raise ConfigError("--inline runs in this process: it cannot be combined with --address")
+        if self.record is not None:
+            raise ConfigError(
+                "--record keeps the cameras of one machine: it cannot be combined with --address"
+            )
+        if self.engine not in (*ENGINES, "counting"):
+            raise ConfigError(f"unknown engine {self.engine!r}: choose one of {', '.join(ENGINES)}")
 
 
 @dataclass(frozen=True)
@@ -103,6 +135,8 @@ class LivePlan:
         limit = 1000 * self.camera_config.max_latency_seconds
         why = "asked for" if self.config.max_latency_ms else f"the default on {self._device}"
         where = "threads of this process" if self.config.inline else "processes of their own"
+        if self.config.address is not None:
+            return [f"engine and latency limit: {self.choice.reason}", f"cameras are {where} there"]
         return [
             f"engine {self.choice.name} ({self.choice.runtime}): {self.choice.reason}",
             f"frames are dropped when older than {limit:.0f} ms: {why}",
@@ -131,9 +165,12 @@ def prepare_live(config: LiveConfig) -> LivePlan:
     Raises ConfigError, ModelError or EngineError.
     """
     files, spec = model_files(config.model)
-    choice = choose_engine(config.engine, config.precision)
-    form = check_fit(choice, files)
-    on_cpu = choice.name in ("cpu", "counting")
+    if config.address is not None:  # what this machine could run the network with says nothing
+        choice, form = EngineChoice("cluster", "", "each node chooses its own"), None
+    else:
+        choice = choose_engine(config.engine, config.precision)
+        form = check_fit(choice, files)
+    on_cpu = choice.name in ("cpu", "counting", "cluster")
     usual_ms = CPU_LATENCY_MS if on_cpu else GPU_LATENCY_MS
     camera_config = CameraConfig(
         spec=spec,
@@ -153,5 +190,8 @@ def _cameras(config: LiveConfig) -> tuple[tuple[Address, str | None], ...]:
     for source in config.sources:
         name, url = split_name(source)
         given = check_name(name) if name is not None else None
-        cameras.append((parse_address(url, files=config.realtime), given))
+        address = parse_address(url, files=config.realtime)
+        if config.address is not None:
+            check_anywhere(address)
+        cameras.append((address, given))
     return tuple(cameras)

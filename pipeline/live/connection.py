@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,7 +17,9 @@ from av.video.frame import VideoFrame
 from pipeline.errors import MediaError
 from pipeline.live.address import Address
 from pipeline.media import Tally, choose_stream, decode_packet
+from pipeline.planes import PlaneConverter
 from pipeline.session import StreamParameters
+from pipeline.session.stream import matrix_of
 
 # An address from outside must not make FFmpeg read files: a playlist may name what it likes.
 _NETWORK_PROTOCOLS = (
@@ -27,6 +30,16 @@ _ANALYZE_SECONDS = {"rtsp": 1.5, "udp": 3.0, "srt": 3.0, "rtmp": 3.0, "http": 3.
 _UDP_BUFFER_BYTES = 4 << 20
 _SEGMENTED = ("hls", "dash")  # whole segments arrive at once
 _CLOCKLESS = ("mpjpeg", "mjpeg")  # their frames have no time stamps of their own
+_DEVICE_PROBLEMS = {
+    errno.ENOENT: "no such device; is it plugged in?",
+    errno.ENODEV: "no such device; is it plugged in?",
+    errno.ENOTTY: "this is no video device",
+    errno.EISDIR: "this is no video device",
+    errno.EINVAL: "this device gives no video; a camera's second device often gives its data only",
+    errno.EBUSY: "another program uses it",
+    errno.EACCES: "no permission; users who may are in the group `video`",
+    errno.EPERM: "no permission; users who may are in the group `video`",
+}
 _STAMPS_KEPT = 128  # packets whose arrival is remembered until their frame comes out
 
 
@@ -72,7 +85,9 @@ class Connection:
                     other.discard = Discard.all
             # A decoder of its own, on one thread: more would hold frames back, and what is recorded
             # is decoded alike when it is played again.
-            self.parameters = StreamParameters.of(self._stream)
+            self.parameters = StreamParameters.of(
+                self._stream, _matrix(address, self._stream.index)
+            )
             self._decoder = self.parameters.open_decoder()
         except MediaError as error:
             self._container.close()
@@ -188,7 +203,15 @@ def _open(address: Address, open_seconds: float, silence_seconds: float) -> Any:
         raise _open_error(address, error, open_seconds) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise CameraError(address.scrub(f"cannot be opened: {reason}")) from error
+        without = kind == "device" and isinstance(error, ValueError)  # "no container format 'v4l2'"
+        if without:
+            reason = "the FFmpeg inside this PyAV was built without v4l2, or this is not Linux"
+        raise CameraError(address.scrub(f"cannot be opened: {reason}"), hopeless=without) from error
+
+
+def _matrix(address: Address, stream_index: int) -> bytes:
+    """How a file's pictures are to be turned; cameras turn them themselves."""
+    return matrix_of(f"file:{address.url}", stream_index) if address.kind == "file" else b""
 
 
 def _options(address: Address) -> dict[str, str]:
@@ -222,9 +245,28 @@ def _open_error(address: Address, error: av.FFmpegError, open_seconds: float) ->
             " install a PyAV built against an FFmpeg that has it",
             hopeless=True,
         )
+    if address.kind == "device" and error.errno in _DEVICE_PROBLEMS:
+        return CameraError(f"cannot be opened: {_DEVICE_PROBLEMS[error.errno]}")
     refused = isinstance(error, (av.HTTPUnauthorizedError, av.HTTPForbiddenError))
     reason = error.strerror or type(error).__name__
     return CameraError(address.scrub(f"cannot be opened: {reason}"), refused=refused)
+
+
+def picture_size(address: Address) -> tuple[int, int] | None:
+    """(height, width) of a file's first picture, upright; None if it has none or cannot be read."""
+    try:
+        connection = Connection(address, 10.0, 10.0)
+    except CameraError:
+        return None
+    try:
+        for packet, arrived in connection.packets(lambda seconds: None):
+            for frame, _ in connection.decode(packet, arrived)[0]:
+                return PlaneConverter(frame).size_hw
+    except (CameraError, ValueError):
+        pass
+    finally:
+        connection.close()
+    return None
 
 
 def has_protocol(scheme: str) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from models.spec import Spec
+from pipeline.frames import StreamState
 from pipeline.live.hub import StateChange
 
 
@@ -108,3 +109,21 @@ class Delivery:
     dropped: dict[str, int] = field(default_factory=dict)
     connections: int = 0
     stuck_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Handover:
+    """A camera's memory on its way from one network to another.
+
+    Attributes:
+        state: the memory.
+        size_hw: of the camera's picture, in pixels.
+        captured_at: `time.time()` at which the last frame in it arrived, seconds, by the clock of the
+            machine it was labelled on: machines whose clocks differ take gaps for longer or shorter.
+        longest_gap_seconds: a gap since then up to this long keeps it; None for the usual rule.
+    """
+
+    state: StreamState
+    size_hw: tuple[int, int]
+    captured_at: float
+    longest_gap_seconds: float | None = None

@@ -12,10 +12,11 @@ import re
 import time
 import urllib.request
 from base64 import b64encode
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Condition, Event, Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -32,6 +33,8 @@ _EXAMPLE = "'pedestrian>0.05 for 2s -> https://example.org/hook'"
 _WAITING_EVENTS = 100
 _TIMEOUT_SECONDS = 5.0
 _PAUSES_SECONDS = (1.0, 4.0)  # before the second and the third try
+_LONGEST_PAUSE_SECONDS = 15  # between tries to reach a broker
+_LAST_WAIT_SECONDS = 2.0  # for a broker, when the run ends
 _log = logging.getLogger(__name__)
 
 
@@ -90,7 +93,8 @@ class Events(Listener):
 
     Attributes:
         sent: events that arrived.
-        lost: those that did not, after three tries, or because too many waited.
+        lost: those that did not: a webhook's after three tries, an MQTT broker's when the run ended before
+            it came back; or because too many waited.
     """
 
     def __init__(self, rules: tuple[Rule, ...]) -> None:
@@ -151,7 +155,7 @@ def _message(rule: Rule, labelled: Labelled, share: float, since: float) -> dict
 
 
 class _Sender(Thread):
-    """Sends events to one target, in order, each up to three times."""
+    """Sends events to one target, in order, as long as that takes. Nobody waits for it."""
 
     def __init__(self, target: str) -> None:
         super().__init__(name="events", daemon=True)
@@ -171,30 +175,24 @@ class _Sender(Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        while True:
-            try:
-                message = self._queue.get(timeout=0.2)
-            except Empty:
-                if self._stopping.is_set():
-                    self._to.close()
-                    return
-                continue
-            self._send(json.dumps(message).encode())
+        while not (self._stopping.is_set() and self._queue.empty()):
+            with suppress(Empty):
+                body = json.dumps(self._queue.get(timeout=0.2)).encode()
+                if not self._send(body) and self._stopping.is_set():
+                    self.lost += self._queue.qsize()  # nor would those
+                    break
+        self._to.close()
 
-    def _send(self, body: bytes) -> None:
-        for pause in (*_PAUSES_SECONDS, None):
-            try:
-                self._to.deliver(body)
-            except Exception as error:
-                if pause is None:
-                    self.lost += 1
-                    where, why = mask(self._target), str(error).replace(self._target, "***")
-                    _log.warning("event for %s was lost: %s", where, why)
-                elif self._stopping.wait(pause):
-                    continue
-            else:
-                self.sent += 1
-                return
+    def _send(self, body: bytes) -> bool:
+        try:
+            self._to.deliver(body, self._stopping)
+        except Exception as error:
+            self.lost += 1
+            where, why = mask(self._target), str(error).replace(self._target, "***")
+            _log.warning("event for %s was lost: %s", where, why)
+            return False
+        self.sent += 1
+        return True
 
 
 class _Webhook:
@@ -208,7 +206,16 @@ class _Webhook:
             self._headers["Authorization"] = f"Basic {b64encode(user.encode()).decode()}"
         self._url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
-    def deliver(self, body: bytes) -> None:
+    def deliver(self, body: bytes, stopping: Event) -> None:
+        """Raises what went wrong the third time."""
+        for pause in _PAUSES_SECONDS:
+            try:
+                return self._post(body)
+            except Exception:
+                stopping.wait(pause)
+        return self._post(body)
+
+    def _post(self, body: bytes) -> None:
         request = urllib.request.Request(self._url, body, self._headers, method="POST")
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
             pass
@@ -218,7 +225,7 @@ class _Webhook:
 
 
 class _Topic:
-    """Publishes to an MQTT topic, at least once."""
+    """Publishes to an MQTT topic, at least once; a broker that is away is waited for."""
 
     def __init__(self, target: str) -> None:
         try:
@@ -233,14 +240,37 @@ class _Topic:
         secure = parts.scheme == "mqtts"
         if secure:
             self._client.tls_set()
+        self._client.reconnect_delay_set(1, _LONGEST_PAUSE_SECONDS)
+        self._client.on_publish = self._acknowledge
+        self._client.on_connect = self._tell_of_refusal
+        self._acknowledged: set[int] = set()  # numbers of messages the broker has
+        self._changed = Condition()
+        self._where = mask(target)
         self._client.connect_async(parts.hostname or "", parts.port or (8883 if secure else 1883))
         self._client.loop_start()  # connects, and again whenever it must
 
-    def deliver(self, body: bytes) -> None:
-        told = self._client.publish(self._topic, body, qos=1)
-        told.wait_for_publish(_TIMEOUT_SECONDS)
-        if not told.is_published():
-            raise ConnectionError("the broker does not answer")
+    def _acknowledge(self, client: Any, userdata: Any, number: int, *_: Any) -> None:
+        with self._changed:
+            self._acknowledged.add(number)
+            self._changed.notify_all()
+
+    def _tell_of_refusal(self, client: Any, userdata: Any, flags: Any, why: Any, *_: Any) -> None:
+        if why.is_failure:
+            _log.warning("the broker of %s refuses: %s", self._where, why)
+
+    def deliver(self, body: bytes, stopping: Event) -> None:
+        """Raises ConnectionError if the run ends before the broker has it."""
+        # The client keeps it while there is no connection: to publish it again would send it twice.
+        number = self._client.publish(self._topic, body, qos=1).mid
+        ends_at: float | None = None
+        with self._changed:
+            while number not in self._acknowledged:
+                if stopping.is_set():
+                    ends_at = ends_at or time.monotonic() + _LAST_WAIT_SECONDS
+                    if time.monotonic() > ends_at:
+                        raise ConnectionError("the broker does not answer")
+                self._changed.wait(0.2)
+            self._acknowledged.discard(number)
 
     def close(self) -> None:
         self._client.disconnect()

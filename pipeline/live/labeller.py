@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 import cv2
 import numpy as np
 
 from pipeline.engines import Engine, MakeEngine
 from pipeline.frames import Gap, StreamInfo
-from pipeline.live.delivery import Frame
+from pipeline.live.delivery import Frame, Handover
 from pipeline.live.hub import Shown
 from pipeline.live.lane import Lane
 from pipeline.segmenter import KEPT_IDLE_ENGINES
@@ -60,6 +60,19 @@ class _Bench:
     step_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What the network has done so far.
+
+    Attributes:
+        busy_seconds: in its steps.
+        pixels: labelled, at the network's size.
+    """
+
+    busy_seconds: float = 0.0
+    pixels: int = 0
+
+
 @dataclass
 class _Seat:
     """Where a camera's memory lies."""
@@ -73,7 +86,9 @@ class Labeller:
 
     A camera is served when it has a frame and has waited longest, so that under overload all get the
     same share. Engines that batch get one frame of each camera that has one. A network for a new
-    size is made beside the work; until it is there, that camera's frames are dropped.
+    size is made beside the work; until it is there, that camera's frames are dropped. None of its
+    threads may be left alone when the interpreter ends: native code that comes back to an interpreter
+    that is gone crashes.
 
     Args:
         make_engine: makes the engine for an input size.
@@ -85,6 +100,7 @@ class Labeller:
 
     Attributes:
         failure: what ended it, None if nothing did.
+        effort: what it has done so far.
     """
 
     def __init__(
@@ -101,10 +117,13 @@ class Labeller:
         self._classes, self._limit = classes, max_latency_seconds
         self._longest_gap = longest_gap_seconds
         self._benches: dict[tuple[int, int], _Bench | None] = {}  # None while it is made
+        self._benches_lock = Lock()
+        self._kept: frozenset[tuple[int, int]] = frozenset()
         self._seats: dict[Lane, _Seat] = {}
         self._frame_came, self._stopping = Event(), Event()
-        self._thread = Thread(target=self._run, name="labeller", daemon=True)
+        self._thread = Thread(target=self._run, name="labeller")
         self.failure: BaseException | None = None
+        self.effort = Effort()
 
     def start(self) -> None:
         self._thread.start()
@@ -121,8 +140,21 @@ class Labeller:
 
     def step_ms(self) -> dict[tuple[int, int], float]:
         """What a step of the network takes on average, for each input size in use."""
-        benches = list(self._benches.items())
+        with self._benches_lock:
+            benches = list(self._benches.items())
         return {size: 1000 * bench.step_seconds for size, bench in benches if bench is not None}
+
+    def prepare(self, sizes: Collection[tuple[int, int]]) -> None:
+        """Make the networks of these input sizes, and keep them even while no camera needs them."""
+        self._kept = frozenset(sizes)
+        for model_hw in sizes:
+            self._bench_for(model_hw)
+
+    @property
+    def preparing(self) -> bool:
+        """Whether a network is being made just now; that cannot be interrupted."""
+        with self._benches_lock:
+            return self.failure is None and None in self._benches.values()
 
     def _run(self) -> None:
         cv2.setNumThreads(1)
@@ -146,10 +178,13 @@ class Labeller:
         for lane in lanes:
             if lane.drained and not lane.over and lane.frame is None:
                 lane.finish()
-        used = {seat.model_hw for seat in self._seats.values()}
-        idle = [size for size, bench in self._benches.items() if bench and size not in used]
-        for size in idle[: max(0, len(idle) - KEPT_IDLE_ENGINES)]:
-            del self._benches[size]
+            if lane.leaving and not lane.left.is_set():
+                lane.leave(self._handover(lane))
+        used = {seat.model_hw for seat in self._seats.values()} | self._kept
+        with self._benches_lock:
+            idle = [size for size, bench in self._benches.items() if bench and size not in used]
+            for size in idle[: max(0, len(idle) - KEPT_IDLE_ENGINES)]:
+                del self._benches[size]
 
     def _pick(self, lanes: Sequence[Lane]) -> list[tuple[Lane, Frame]]:
         """The frames to label next, and word to the cameras that come after them."""
@@ -161,7 +196,12 @@ class Labeller:
             if waiting is None or (batch and waiting.model_hw != batch[0][1].model_hw):
                 continue
             frame = lane.take_frame()
-            if frame is None or not self._in_time(lane, frame):
+            if frame is None or lane.leaving:
+                continue
+            if lane.held:  # another network still serves this camera
+                lane.rehearsed = self._bench_for(frame.model_hw) is not None
+                continue
+            if not self._in_time(lane, frame):
                 continue
             bench = self._bench_for(frame.model_hw)
             if bench is None:
@@ -190,12 +230,11 @@ class Labeller:
         return False
 
     def _bench_for(self, model_hw: tuple[int, int]) -> _Bench | None:
-        if model_hw not in self._benches:
-            self._benches[model_hw] = None
-            Thread(
-                target=self._make_bench, args=(model_hw,), name="make-engine", daemon=True
-            ).start()
-        return self._benches[model_hw]
+        with self._benches_lock:
+            if model_hw not in self._benches and not self._stopping.is_set():
+                self._benches[model_hw] = None
+                Thread(target=self._make_bench, args=(model_hw,), name="make-engine").start()
+            return self._benches.get(model_hw)
 
     def _make_bench(self, model_hw: tuple[int, int]) -> None:
         try:
@@ -203,13 +242,15 @@ class Labeller:
             height, width = model_hw
             # The first step is the slowest: let it not be a camera's. Its state is reset again.
             blank = np.full((1, 1, height * 3 // 2, width), 128, np.uint8)
-            engine.step(blank, [0], [True])
+            if not self._stopping.is_set():
+                engine.step(blank, [0], [True])
         except Exception as error:
             self.failure = error
             self._stopping.set()
-            self._frame_came.set()
-            return
-        self._benches[model_hw] = _Bench(engine, StateTable(engine, self._longest_gap))
+        else:
+            with self._benches_lock:
+                self._benches[model_hw] = _Bench(engine, StateTable(engine, self._longest_gap))
+        self._frame_came.set()
 
     def _label(self, batch: list[tuple[Lane, Frame]]) -> None:
         bench = self._benches[batch[0][1].model_hw]
@@ -219,7 +260,11 @@ class Labeller:
         slots, fresh = bench.states.acquire([lane.name for lane, _ in batch])
         pixels = np.stack([frame.planes[None] for _, frame in batch])
         labels = bench.engine.step(pixels, slots, fresh)
-        bench.step_seconds = _mean(bench.step_seconds, time.monotonic() - began)
+        took_seconds = time.monotonic() - began
+        bench.step_seconds = _mean(bench.step_seconds, took_seconds)
+        self.effort = Effort(
+            self.effort.busy_seconds + took_seconds, self.effort.pixels + labels.size
+        )
         labelled_at = time.time()
         for place, (lane, frame) in enumerate(batch):
             steps = int(bench.states.advance(lane.name, 1)[0])
@@ -229,12 +274,14 @@ class Labeller:
             )  # fmt: skip
             shares = class_shares(shown.labels, self._classes)
             lane.labelled(frame, shown, shares, resets[place])
+            if lane.checkpoint_wanted:
+                lane.keep(self._handover(lane))
             read = partial(_read_state, bench.engine, slots[place], steps)
             self._labelled(Labelled(shown, frame, shares, fresh[place], began_at, read))
 
     def _pass_gap(self, lane: Lane, frame: Frame) -> bool:
         """Tell the camera's state what is missing before a frame; True if it was reset."""
-        seat = self._seats.get(lane)
+        seat = self._seats.get(lane) or self._take_over(lane, frame)
         if seat is None or seat.model_hw != frame.model_hw:
             self._leave(lane)
             self._seats[lane] = _Seat(frame.model_hw)
@@ -242,6 +289,30 @@ class Labeller:
         gap = self._gap(lane, frame, seat)
         bench = self._benches[frame.model_hw]
         return gap is not None and bench is not None and bench.states.pass_gap(gap)
+
+    def _take_over(self, lane: Lane, frame: Frame) -> _Seat | None:
+        """The seat of a camera that brings its memory from another network, at its first frame."""
+        handed, lane.handed = lane.handed, None
+        bench = self._benches[frame.model_hw]
+        if handed is None or bench is None:
+            return None
+        seat = self._seats[lane] = _Seat(handed.state.model_hw)
+        if seat.model_hw == frame.model_hw:
+            bench.states.restore(lane.name, handed.state, handed.longest_gap_seconds)
+            lane.last = replace(
+                frame, index=-1, connection=-1, captured_at=handed.captured_at,
+                size_hw=handed.size_hw, stamp_seconds=None,
+            )  # fmt: skip
+        return seat
+
+    def _handover(self, lane: Lane) -> Handover | None:
+        """A camera's memory as it is now, None if it has none."""
+        seat, last = self._seats.get(lane), lane.last
+        bench = self._benches.get(seat.model_hw) if seat is not None else None
+        if seat is None or bench is None or last is None:
+            return lane.handed  # of the network before this one, if it has labelled nothing since
+        state = bench.states.snapshot(lane.name, seat.model_hw)
+        return Handover(state, last.size_hw, last.captured_at)
 
     def _gap(self, lane: Lane, frame: Frame, seat: _Seat) -> Gap | None:
         last = lane.last

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.live.address import Address
-from pipeline.live.delivery import Delivery, Frame
+from pipeline.live.delivery import Delivery, Frame, Handover
 from pipeline.live.hub import CameraStatus, Shown, StateChange
 
 _WINDOW_SECONDS = 5.0  # over which rate and latency are told
@@ -83,6 +83,12 @@ class Lane:
         last: the frame labelled last.
         drained: the camera has ended and no frame waits.
         over: and its listeners know.
+        held: another network still serves the camera: its frames are for trying things out.
+        rehearsed: one has come, and there is a network for it.
+        handed: the memory it brings from there, until its first frame is labelled.
+        leaving: another network is to serve it: no more frames are labelled.
+        left: set once that is so, and `handed` is what to take there.
+        checkpoint_wanted: its memory is to be kept after its next frame, in `checkpoint`.
 
     Args:
         name, address: the camera's.
@@ -103,6 +109,10 @@ class Lane:
         self.served_at = 0.0
         self.last: Frame | None = None
         self.drained = self.over = False
+        self.held = self.rehearsed = self.leaving = self.checkpoint_wanted = False
+        self.handed: Handover | None = None
+        self.checkpoint: Handover | None = None
+        self.left = Event()
         self._camera, self._frame_came, self._news = camera, frame_came, news
         self._lock = Condition()
         self._wanted, self._stopping = Event(), Event()
@@ -157,6 +167,14 @@ class Lane:
         self.over = True
         for feed in self._take_feeds():
             feed.end()
+
+    def leave(self, handover: Handover | None) -> None:
+        """No more frames are labelled; what goes to the next network."""
+        self.handed = handover
+        self.left.set()
+
+    def keep(self, checkpoint: Handover | None) -> None:
+        self.checkpoint, self.checkpoint_wanted = checkpoint, False
 
     def drop(self, reason: str) -> None:
         """Count a frame that was taken and not labelled."""

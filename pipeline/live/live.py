@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from threading import Lock, Thread
 from types import TracebackType
 
 from models.spec import Spec
 from pipeline.engines import MakeEngine
 from pipeline.errors import ConfigError
-from pipeline.live.address import Address, check_name, parse_address, usual_name
-from pipeline.live.delivery import CameraConfig, Delivery
+from pipeline.live.address import Address, check_name, free_name, parse_address, usual_name
+from pipeline.live.delivery import CameraConfig, Delivery, Handover
 from pipeline.live.hub import CameraStatus
-from pipeline.live.labeller import Labelled, Labeller
+from pipeline.live.labeller import Effort, Labelled, Labeller
 from pipeline.live.lane import CameraHandle, Feed, Lane
 
 MakeCamera = Callable[[str, Address, CameraConfig], CameraHandle]
@@ -115,6 +115,24 @@ class LiveHub:
         """What a step of the network takes on average, for each input size in use."""
         return self._labeller.step_ms()
 
+    def prepare(self, sizes: Collection[tuple[int, int]]) -> None:
+        """Make the networks of these input sizes before a camera needs them, and keep them."""
+        self._labeller.prepare(sizes)
+
+    @property
+    def preparing(self) -> bool:
+        """Whether a network is being made just now."""
+        return self._labeller.preparing
+
+    @property
+    def effort(self) -> Effort:
+        """What the network has done so far."""
+        return self._labeller.effort
+
+    def listen(self, listener: Listener) -> None:
+        """One more listener; it is told of the cameras that come from now on."""
+        self._listeners = (*self._listeners, listener)
+
     def lanes(self) -> list[Lane]:
         with self._lock:
             return list(self._lanes.values())
@@ -130,14 +148,27 @@ class LiveHub:
         """
         return self.add_address(parse_address(url), name)
 
-    def add_address(self, address: Address, name: str | None = None) -> str:
-        """Add a camera, or a file to be played at its own pace; returns its name."""
+    def add_address(
+        self,
+        address: Address,
+        name: str | None = None,
+        *,
+        handed: Handover | None = None,
+        held: bool = False,
+    ) -> str:
+        """Add a camera, or a file to be played at its own pace; returns its name.
+
+        Args:
+            handed: the memory it brings from another network.
+            held: another network still serves it: it is opened, and labelled after `release` only.
+        """
         with self._lock:
             if name is not None and check_name(name) in self._lanes:
                 raise ConfigError(f"there is a camera named {name!r} already: give another name")
-            name = name or self._free_name(usual_name(address))
+            name = name or free_name(usual_name(address), self._lanes)
             camera = self._make_camera(name, address, self._config)
             lane = Lane(name, address, camera, self._labeller.wake, self._news)
+            lane.handed, lane.held = handed, held
             self._lanes[name] = lane
         for listener in self._listeners:
             _call(listener.camera_added, self, name, address.shown)
@@ -155,18 +186,49 @@ class LiveHub:
         for listener in self._listeners:
             listener.camera_gone(name)
 
+    def release(self, name: str, handed: Handover | None) -> CameraStatus:
+        """Label a held camera from now on. Raises KeyError if there is none of this name.
+
+        Args:
+            handed: the memory it brings from the network that served it so far.
+
+        Returns:
+            its figures up to now.
+        """
+        with self._lock:
+            lane = self._lanes[name]
+        status = lane.status()
+        lane.handed, lane.held = handed, False
+        return status
+
+    def hand_over(self, name: str) -> tuple[CameraStatus, Handover | None]:
+        """Stop labelling a camera and forget it: its last figures, and the memory for another network.
+
+        Raises KeyError if there is none of this name.
+        """
+        with self._lock:
+            lane = self._lanes[name]
+        lane.leaving = True
+        self._labeller.wake()
+        lane.left.wait(_JOIN_SECONDS)  # a step of the network
+        status = lane.status()
+        self.remove(name)
+        return status, lane.handed
+
+    def checkpoints(self, wanted: Collection[str]) -> dict[str, Handover]:
+        """Memories of cameras, of those asked for before; those of `wanted` follow their next frames."""
+        found = {}
+        for lane in self.lanes():
+            if lane.checkpoint is not None:
+                found[lane.name], lane.checkpoint = lane.checkpoint, None
+            lane.checkpoint_wanted |= lane.name in wanted
+        return found
+
     def subscribe(self, camera: str, depth: int = 1) -> Feed:
         """Listen to a camera's frames. Raises KeyError if there is none of this name."""
         with self._lock:
             lane = self._lanes[camera]
         return lane.subscribe(depth)
-
-    def _free_name(self, name: str) -> str:
-        taken = {other.casefold() for other in self._lanes}
-        number, free = 2, name
-        while free.casefold() in taken:
-            free, number = f"{name[:60]}_{number}", number + 1
-        return free
 
     def _news(self, lane: Lane, delivery: Delivery) -> None:
         for listener in self._listeners:

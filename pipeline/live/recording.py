@@ -8,7 +8,7 @@ from pipeline.live.config import LivePlan
 from pipeline.live.delivery import Delivery
 from pipeline.live.labeller import Labelled
 from pipeline.live.live import Listener
-from pipeline.session import Configuration, Recorder, ShownLabels
+from pipeline.session import Configuration, Limits, Recorder, ShownLabels
 
 
 class LabelRecording(Listener):
@@ -68,4 +68,5 @@ def make_recorder(plan: LivePlan) -> Recorder | None:
             palette_rgb=spec.palette_rgb,
             versions=facts["versions"],
         ),
+        Limits(max_age_seconds=config.keep_seconds, max_bytes=config.keep_bytes),
     )

@@ -1,8 +1,11 @@
-"""`--out`: the colours and labels of each camera in files of some minutes each, closed whole."""
+"""`--out`: colours, labels and overlays of each camera in files of some minutes each, closed whole."""
 
 from __future__ import annotations
 
+import os
+import re
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock, Thread
@@ -11,16 +14,37 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import OutputError
-from pipeline.frames import EndOfStream, Gap, LabelBatch, StreamInfo
+from pipeline.frames import EndOfStream, Gap, LabelBatch, Pictures, StreamInfo
 from pipeline.live.hub import Shown, Subscription
 from pipeline.live.labeller import LIVE_TIME_BASE
 from pipeline.live.live import Listener, LiveHub
 from pipeline.palette import Palette
-from pipeline.sinks import OutputOptions, Sink
+from pipeline.parts import output_errors
+from pipeline.retention import Piece, Retention
+from pipeline.sinks import MANIFEST, OutputOptions, Sink
 from pipeline.sources import safe_name
 
 _WAITING_FRAMES = 32  # a disk that is slow for a second costs no frame
 _RETRY_SECONDS = 10.0
+_SEGMENT_NAME = re.compile(r"[0-9]{8}T[0-9]{6}Z(_[0-9]+)?")
+_FILES = ("color.mp4", "overlay.mp4", "labels.mkv", "stats.jsonl", MANIFEST)
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How segments are written, and how many are kept.
+
+    Attributes:
+        seconds: length of a segment.
+        overlay: write the colours over the pictures too.
+        max_age_seconds: older segments are removed; None for never.
+        max_bytes: of all cameras together; the oldest segments are removed. None for no limit.
+    """
+
+    seconds: float = 600.0
+    overlay: bool = False
+    max_age_seconds: float | None = None
+    max_bytes: int | None = None
 
 
 class SegmentFiles(Listener):
@@ -32,17 +56,18 @@ class SegmentFiles(Listener):
         out: the folder.
         palette: names and colours of the classes.
         facts: what the manifests say of model and engine.
-        segment_seconds: length of a segment.
+        options: how they are written, and how many are kept.
 
     Attributes:
-        problems: what could not be written, a line each.
+        problems: what could not be written or removed, a line each.
     """
 
     def __init__(
-        self, out: Path, palette: Palette, facts: dict[str, Any], segment_seconds: float
+        self, out: Path, palette: Palette, facts: dict[str, Any], options: SegmentOptions
     ) -> None:
         self._out, self._palette, self._facts = out, palette, facts
-        self._segment_seconds = segment_seconds
+        self._options = options
+        self._retention = SegmentRetention(out, options)
         self._threads: list[Thread] = []
         self._lock = Lock()
         self.problems: list[str] = []
@@ -71,27 +96,73 @@ class SegmentFiles(Listener):
             try:
                 if segment is not None and self._is_to_end(segment, shown):
                     ended, segment = segment, None
-                    ended.finish()
+                    self._finish(ended)
                 if shown is not None and time.monotonic() >= retry_at:
-                    segment = segment or _Segment(
-                        self._out / safe_name(name), self._palette, self._facts, name, shown_url,
-                        shown,
-                    )  # fmt: skip
+                    segment = segment or self._begin(name, shown_url, shown)
                     segment.write(shown)
                 if shown is None and feed.over:
                     if segment is not None:
-                        segment.finish()
+                        self._finish(segment)
                     return
             except OutputError as error:
                 segment, retry_at = None, time.monotonic() + _RETRY_SECONDS
                 if str(error) not in self.problems:
                     self.problems.append(str(error))
 
+    def _begin(self, name: str, shown_url: str, first: Shown) -> _Segment:
+        options = OutputOptions(overlay=self._options.overlay)
+        folder = self._out / safe_name(name)
+        return _Segment(folder, self._palette, options, self._facts, name, shown_url, first)
+
+    def _finish(self, segment: _Segment) -> None:
+        segment.finish()
+        with output_errors(self._out):
+            self._retention.tidy()
+
     def _is_to_end(self, segment: _Segment, shown: Shown | None) -> bool:
         if shown is not None and shown.labels.shape != segment.stream.size_hw:
             return True
         now = shown.captured_at if shown is not None else time.time()
-        return now - segment.began_at >= self._segment_seconds
+        return now - segment.began_at >= self._options.seconds
+
+
+class SegmentRetention(Retention):
+    """Removes segments beyond the limits: those that are whole, or that others came after."""
+
+    def __init__(self, out: Path, options: SegmentOptions) -> None:
+        super().__init__(options.max_age_seconds, options.max_bytes, options.seconds)
+        self._out = out
+
+    def find(self) -> tuple[list[Piece], int]:
+        found: list[Piece] = []
+        total = 0
+        for camera in _folders(self._out):
+            folders = sorted(f for f in _folders(camera) if _SEGMENT_NAME.fullmatch(f.name))
+            pieces = [_piece(folder) for folder in folders]
+            total += sum(piece.bytes for piece in pieces)
+            found += [p for p in pieces[:-1] if p.paths]
+            found += [p for p in pieces[-1:] if p.paths and p.paths[-1].name == MANIFEST]
+        return found, total
+
+
+def _folders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _piece(folder: Path) -> Piece:
+    """One segment's own files, whatever else is in its folder; what a crash left of them too."""
+    piece = Piece(folder=folder)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name.removeprefix(".").removesuffix(".part")
+            if name in _FILES and entry.is_file(follow_symlinks=False):
+                stat = entry.stat(follow_symlinks=False)
+                piece.paths.append(Path(entry.path))
+                piece.bytes += stat.st_size
+                piece.written_at = max(piece.written_at, stat.st_mtime)
+    piece.paths.sort(key=lambda path: path.name == MANIFEST)
+    return piece
 
 
 class _Segment:
@@ -101,6 +172,7 @@ class _Segment:
         self,
         folder: Path,
         palette: Palette,
+        options: OutputOptions,
         facts: dict[str, Any],
         name: str,
         shown_url: str,
@@ -116,7 +188,8 @@ class _Segment:
             details={"live": True, "began_at": self.began_at},
         )
         began = datetime.fromtimestamp(self.began_at, UTC)
-        self._sink = Sink(_free(folder, f"{began:%Y%m%dT%H%M%SZ}"), palette, OutputOptions(), facts)
+        self._overlay = options.overlay
+        self._sink = Sink(_free(folder, f"{began:%Y%m%dT%H%M%SZ}"), palette, options, facts)
         self._last_index: int | None = None
         self._pts = -1
         self._frames = 0
@@ -137,6 +210,7 @@ class _Segment:
                 LabelBatch(
                     self.stream, shown.frame_index, (self._pts,), shown.labels[None],
                     (monotonic - latency,), monotonic, np.array([0]),
+                    _pictures(shown.planes) if self._overlay else None,
                 )
             )  # fmt: skip
         except BaseException:
@@ -147,6 +221,12 @@ class _Segment:
     def finish(self) -> None:
         """Close the files and give them their names. Raises OutputError."""
         self._sink.finish(EndOfStream(self.stream, self._frames))
+
+
+def _pictures(i420: np.ndarray) -> Pictures:
+    height, width = i420.shape[0] // 3 * 2, i420.shape[1]
+    u, v = i420[height:].reshape(2, 1, height // 2, width // 2)
+    return Pictures(i420[None, :height], u, v)
 
 
 def _free(folder: Path, name: str) -> Path:

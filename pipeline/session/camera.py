@@ -198,7 +198,10 @@ class CameraTracks:
             self._opens = False
             if stream is not None:
                 canonical = Codec(stream.codec, "r").canonical_name
-                media = describe(canonical, stream.codec_tag, stream.extradata, stream.size_hw)
+                media = describe(
+                    canonical, stream.codec_tag, stream.extradata, stream.size_hw,
+                    stream.orientation,
+                )  # fmt: skip
                 time_base = stream.time_base
         least = self._connection if track == PACKETS else 1
         self._writers[track].begin(head, media, time_base, least)

@@ -28,30 +28,46 @@ class ReplayClock:
         self._end = end_seconds
         self._speed, self._paused, self._stopped = _checked(speed), False, False
         self._running = False
+        self._moves = 0
+        self._cameras: set[str] = set()
         self._due: dict[str, float | None] = {}  # next frame of each camera that goes on, if known
         self._passed: dict[str, float] = {}
 
     def join(self, camera: str) -> None:
         """A camera takes part; the clock waits for its first frame before it runs."""
         with self._changed:
+            self._cameras.add(camera)
             self._due[camera] = None
             self._passed[camera] = self._position
 
     def leave(self, camera: str) -> None:
-        """A camera has no further frame."""
+        """A camera has no further frame, wherever the clock moves."""
         with self._changed:
-            self._due.pop(camera, None)
-            self._begin_if_ready()
-            self._changed.notify_all()
+            self._cameras.discard(camera)
+            self._finish(camera)
 
-    def wait(self, camera: str, due: float) -> bool:
-        """Wait until a camera's next frame is due; False if the replay stops first."""
+    def rest(self, camera: str, moves: int) -> bool:
+        """A camera has no further frame: wait until the clock moves; False if the replay stops first."""
         with self._changed:
+            if moves == self._moves:
+                self._finish(camera)
+            self._changed.wait_for(lambda: self._stopped or moves != self._moves)
+            return not self._stopped
+
+    def wait(self, camera: str, due: float, moves: int = 0) -> bool:
+        """Wait until a camera's next frame is due.
+
+        False if the replay stops first, or the clock has moved more than the `moves` times that the
+        camera knows of: then it looks for its place anew.
+        """
+        with self._changed:
+            if moves != self._moves:
+                return False
             self._due[camera] = due
             self._begin_if_ready()
             if self._paused or math.isinf(self._speed):  # else nobody waits for this camera
                 self._changed.notify_all()
-            while not self._stopped:
+            while not self._stopped and moves == self._moves:
                 left = self._left(camera, due)
                 if left <= 0:
                     self._due[camera] = None
@@ -77,7 +93,17 @@ class ReplayClock:
     def play(self) -> None:
         """Go on."""
         with self._changed:
-            self._paused, self._anchor = False, time.monotonic()
+            self._position, self._anchor = self._now(), time.monotonic()
+            self._paused = False
+            self._changed.notify_all()
+
+    def move(self, seconds: float) -> None:
+        """Go to another time; runs on once every camera has found its place there."""
+        with self._changed:
+            self._position, self._moves = seconds, self._moves + 1
+            self._due = dict.fromkeys(self._cameras)
+            self._passed = dict.fromkeys(self._cameras, seconds)
+            self._running = False
             self._changed.notify_all()
 
     def set_speed(self, speed: float) -> None:
@@ -91,10 +117,13 @@ class ReplayClock:
         """Stand still, and let the one next frame of all cameras go; returns the position then."""
         self.pause()
         with self._changed:
+            # What is due already must be gone first, or two steps in a row would be one.
             ready = self._changed.wait_for(
-                lambda: self._stopped or all(due is not None for due in self._due.values()),
+                lambda: self._stopped or all(
+                    due is not None and due > self._position for due in self._due.values()
+                ),
                 _STEP_SECONDS,
-            )
+            )  # fmt: skip
             dues = [due for due in self._due.values() if due is not None]
             if ready and dues and not self._stopped:
                 self._position = max(self._position, min(dues))
@@ -108,12 +137,28 @@ class ReplayClock:
             return self._now()
 
     @property
+    def place(self) -> tuple[int, float]:
+        """How often it has moved, and its position."""
+        with self._changed:
+            return self._moves, self._now()
+
+    @property
+    def running(self) -> bool:
+        """Whether every camera has its next frame, so that time goes by unless it is paused."""
+        return self._running
+
+    @property
     def speed(self) -> float:
         return self._speed
 
     @property
     def paused(self) -> bool:
         return self._paused
+
+    def _finish(self, camera: str) -> None:
+        self._due.pop(camera, None)
+        self._begin_if_ready()
+        self._changed.notify_all()
 
     def _begin_if_ready(self) -> None:
         """Time begins once every camera has its first frame: opening a network takes seconds."""

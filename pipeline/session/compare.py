@@ -16,7 +16,13 @@ import numpy as np
 from models.evaluation.consistency import Motion, Steadiness
 from models.evaluation.metrics import ConfusionMatrix, mean_of_known
 from models.evaluation.plots import COLORS, Series, line_chart
-from models.evaluation.report import _STYLE, _cell, _figure, _table, error_map
+from models.evaluation.report import (
+    PAGE_STYLE,
+    confusion_cell,
+    error_map,
+    figure,
+    table_html,
+)
 from models.evaluation.scorers import WorstFrame, WorstFrames
 from models.evaluation.scores import known
 from models.evaluation.tables import Table, percent
@@ -27,6 +33,7 @@ from pipeline.session.source import ReplayedFrame
 from pipeline.writers import resize_labels
 
 WORST_FRAMES = 12
+_REORDERED_SECONDS = 1.0  # by a codec at most
 
 
 @dataclass
@@ -38,6 +45,7 @@ class _Camera:
     agreement: list[tuple[float, float | None]]
     before_rgb: np.ndarray | None = None
     frames: int = 0
+    latest: float = -np.inf  # session seconds
 
 
 class Comparison:
@@ -76,6 +84,9 @@ class Comparison:
         rgb = cv2.cvtColor(frame.planes, cv2.COLOR_YUV2RGB_I420)
         rgb = cv2.resize(rgb, recorded.shape[::-1], interpolation=cv2.INTER_AREA)
         camera = self._camera(frame.camera)
+        if frame.seconds < camera.latest - _REORDERED_SECONDS:
+            return  # somebody has gone back: it has been compared
+        camera.latest = frame.seconds
         self._add_steadiness(camera, recorded, found, rgb)
         self._add_agreement(camera, frame, recorded, found, rgb)
 
@@ -183,14 +194,14 @@ class Comparison:
         title = escape(f"{result['replayed']} beside {result['recorded']}")
         yield '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        yield f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
+        yield f"<title>{title}</title><style>{PAGE_STYLE}</style></head><body><h1>{title}</h1>"
         yield (
             '<p class="note">Recorded labels on the left of every pair, those of the replay on the'
             " right. Agreement is the share of pixels of the same class; flicker the share of pixels,"
             " seen in two consecutive frames along the optical flow, whose class changes.</p>"
         )
         for table in self._tables(result):
-            yield _table(table)
+            yield table_html(table)
         lines = [
             Series(name, camera.agreement, COLORS[place % len(COLORS)])
             for place, (name, camera) in enumerate(self._cameras.items())
@@ -229,7 +240,9 @@ class Comparison:
         yield f"<tr><th>recorded \\ replayed</th>{head}</tr>"
         for index, row in enumerate(self._confusion.counts.tolist()):
             total = sum(row)
-            cells = "".join(_cell(value, total, index == at) for at, value in enumerate(row))
+            cells = "".join(
+                confusion_cell(value, total, index == at) for at, value in enumerate(row)
+            )
             yield f"<tr><th>{names[index]}</th>{cells}</tr>"
         yield "</table></div>"
 
@@ -238,8 +251,8 @@ class Comparison:
         for frame in self.most_different():
             name = escape(f"{frame.stream}, frame {frame.number} ({frame.name})")
             yield f'<div>{name}: mean IoU {100 * frame.miou:.1f} %</div><div class="worst">'
-            yield _figure(frame.rgb, "picture", ".jpg")
-            yield _figure(paint(frame.truth, self._spec.palette_rgb), "recorded", ".png")
-            yield _figure(paint(frame.predicted, self._spec.palette_rgb), "replayed", ".png")
-            yield _figure(error_map(frame), "where they differ, in red", ".jpg")
+            yield figure(frame.rgb, "picture", ".jpg")
+            yield figure(paint(frame.truth, self._spec.palette_rgb), "recorded", ".png")
+            yield figure(paint(frame.predicted, self._spec.palette_rgb), "replayed", ".png")
+            yield figure(error_map(frame), "where they differ, in red", ".jpg")
             yield "</div>"

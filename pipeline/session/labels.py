@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -136,20 +137,22 @@ def find_start(session: Session, camera: CameraFiles, seconds: float) -> Start |
     began = [session.seconds(segment, segment.head.began) for segment in camera.labels]
     for place in range(len(began) - 1, -1, -1):
         if began[place] <= seconds:
-            here = [start for start in _starts(session, camera, place)
-                    if start.entry.seconds <= seconds]  # fmt: skip
+            here = [start for due, start in _starts(session, camera, place) if due <= seconds]
             if here:
                 return here[-1]
     for place in range(len(began)):
-        for start in _starts(session, camera, place):
+        for _, start in _starts(session, camera, place):
             return start
     for entry in all_entries(session, camera, None):
         return Start(entry, None, 0, exact=False)
     return None
 
 
-def _starts(session: Session, camera: CameraFiles, place: int) -> Iterator[Start]:
-    """The places in one segment from which labels are exact; also the one right after its end."""
+def _starts(session: Session, camera: CameraFiles, place: int) -> Iterator[tuple[float, Start]]:
+    """The places in one segment from which labels are exact; also the one right after its end.
+
+    With each the latest time of a frame up to it: codecs give frames in another order than they came in.
+    """
     own = camera.labels[place]
     both = replace(camera, labels=camera.labels[place : place + 2])
     entries = []
@@ -157,14 +160,16 @@ def _starts(session: Session, camera: CameraFiles, place: int) -> Iterator[Start
         entries.append(entry)
         if entry.segment is not own:
             break
+    due = -math.inf
     for entry, after in zip_longest(entries, entries[1:]):
+        due = max(due, entry.seconds)
         if entry.record.reset and entry.segment is own:
-            yield Start(entry, None, 0, exact=True)
+            yield due, Start(entry, None, 0, exact=True)
         if after is None or after.record.reset or after.follows_damage:
             continue
         state = entry.state()
         if state is not None and entry.checkpoint is not None:
-            yield Start(after, state, entry.checkpoint.steps, exact=True)
+            yield max(due, after.seconds), Start(after, state, entry.checkpoint.steps, exact=True)
 
 
 class Matcher:

@@ -16,45 +16,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO
 
-from pipeline.mkv import (
-    _CLUSTER,
-    _CLUSTER_TIME,
-    _CODEC_ID,
-    _CODEC_PRIVATE,
-    _CUE_CLUSTER_POSITION,
-    _CUE_POINT,
-    _CUE_TIME,
-    _CUE_TRACK,
-    _CUE_TRACK_POSITIONS,
-    _CUES,
-    _DURATION,
-    _FLAG_LACING,
-    _INFO,
-    _MUXING_APP,
-    _PIXEL_HEIGHT,
-    _PIXEL_WIDTH,
-    _SEGMENT,
-    _SIMPLE_BLOCK,
-    _TIMESTAMP_SCALE,
-    _TRACK,
-    _TRACK_ENTRY,
-    _TRACK_NUMBER,
-    _TRACK_TYPE,
-    _TRACK_UID,
-    _TRACKS,
-    _UNKNOWN_SIZE,
-    _VIDEO,
-    _VOID,
-    _WRITING_APP,
-    _ebml_header,
-    _element,
-    _master,
-    _seek_head,
-    _uint,
-    _vint,
-    _void,
-)
+from pipeline import ebml
+from pipeline.planes import Orientation
 
+_TRACK = 1  # its number
 _TICK_NS = 1_000_000  # a millisecond; exact time stamps stand in the log
 _CLUSTER_MS = 30_000  # a block's offset from its cluster has 16 bits
 _OWN_CODEC_IDS = {
@@ -62,6 +27,7 @@ _OWN_CODEC_IDS = {
     "mpeg4": "V_MPEG4/ISO/ASP", "mpeg2video": "V_MPEG2", "mpeg1video": "V_MPEG1",
     "theora": "V_THEORA", "hevc": "V_MPEGH/ISO/HEVC",
 }  # fmt: skip
+_UPRIGHT = Orientation()
 _FOURCC = {"h264": b"H264", "png": b"MPNG"}
 
 
@@ -72,9 +38,16 @@ class Track:
     codec_id: str
     private: bytes
     size_hw: tuple[int, int]
+    orientation: Orientation = _UPRIGHT
 
 
-def describe(codec: str, tag: int, extradata: bytes, size_hw: tuple[int, int]) -> Track:
+def describe(
+    codec: str,
+    tag: int,
+    extradata: bytes,
+    size_hw: tuple[int, int],
+    orientation: Orientation = _UPRIGHT,
+) -> Track:
     """The Matroska track of a stream.
 
     Args:
@@ -82,18 +55,19 @@ def describe(codec: str, tag: int, extradata: bytes, size_hw: tuple[int, int]) -
         tag: the FourCC it came with, 0 if none.
         extradata: set-up data, unchanged.
         size_hw: coded size in pixels, 0 where unknown.
+        orientation: how players are to turn the pictures.
     """
     if codec in _OWN_CODEC_IDS:
-        return Track(_OWN_CODEC_IDS[codec], extradata, size_hw)
+        return Track(_OWN_CODEC_IDS[codec], extradata, size_hw, orientation)
     if codec == "h264" and extradata[:1] == b"\x01":  # ISO/IEC 14496-15: a version, no start code
-        return Track("V_MPEG4/ISO/AVC", extradata, size_hw)
+        return Track("V_MPEG4/ISO/AVC", extradata, size_hw, orientation)
     fourcc = _FOURCC.get(codec) or struct.pack("<I", tag) if codec in _FOURCC or tag else b""
     fourcc = fourcc or codec.upper().encode("ascii", "replace").ljust(4)[:4]
     height, width = size_hw
     header = struct.pack(
         "<IiiHH4sIiiII", 40 + len(extradata), width, height, 1, 24, fourcc, *[0] * 5
     )
-    return Track("V_MS/VFW/FOURCC", header + extradata, size_hw)
+    return Track("V_MS/VFW/FOURCC", header + extradata, size_hw, orientation)
 
 
 class MediaFile:
@@ -111,7 +85,7 @@ class MediaFile:
         self._cluster_at: int | None = None
         self._cluster_ms = self._last_ms = 0
         self._cues: list[tuple[int, int]] = []  # milliseconds, position in the segment
-        head = _ebml_header() + _SEGMENT + _UNKNOWN_SIZE
+        head = ebml.header() + ebml.SEGMENT + ebml.UNKNOWN_SIZE
         self._segment_start = len(head)
         self._room = 1024 + len(track.private)
         self._append(head)
@@ -131,8 +105,10 @@ class MediaFile:
         offset = now_ms - self._cluster_ms
         if self._cluster_at is None or key or not -_CLUSTER_MS <= offset <= _CLUSTER_MS:
             self._open_cluster(now_ms, key)
-        block = _vint(_TRACK) + struct.pack(">hB", now_ms - self._cluster_ms, 0x80 if key else 0)
-        head = _SIMPLE_BLOCK + _vint(len(block) + len(data)) + block
+        block = ebml.vint(_TRACK) + struct.pack(
+            ">hB", now_ms - self._cluster_ms, 0x80 if key else 0
+        )
+        head = ebml.SIMPLE_BLOCK + ebml.vint(len(block) + len(data)) + block
         self._append(head + data)
         self._last_ms = max(self._last_ms, now_ms)
         self.end += len(head) + len(data)
@@ -141,7 +117,7 @@ class MediaFile:
     def hide(self, data: bytes) -> int:
         """Append data that players pass over; returns the place of its first byte."""
         self._close_cluster()
-        head = _VOID + _vint(len(data), 8)
+        head = ebml.VOID + ebml.vint(len(data), 8)
         self._append(head + data)
         self.end += len(head) + len(data)
         return self.end - len(data)
@@ -156,7 +132,7 @@ class MediaFile:
             self._append(cues)
             self.end += len(cues)
         self._put(self._segment_start, self._header(self._last_ms, cues_at))
-        self._put(self._segment_start - 8, _vint(self.end - self._segment_start, 8))
+        self._put(self._segment_start - 8, ebml.vint(self.end - self._segment_start, 8))
 
     def _milliseconds(self, ticks: int | None) -> int:
         if ticks is None:
@@ -175,14 +151,14 @@ class MediaFile:
         self._cluster_at, self._cluster_ms = self.end, now_ms
         if key:
             self._cues.append((now_ms, self.end - self._segment_start))
-        head = _CLUSTER + _UNKNOWN_SIZE + _element(_CLUSTER_TIME, _uint(now_ms))
+        head = ebml.CLUSTER + ebml.UNKNOWN_SIZE + ebml.element(ebml.CLUSTER_TIME, ebml.uint(now_ms))
         self._append(head)
         self.end += len(head)
 
     def _close_cluster(self) -> None:
         if self._cluster_at is not None:
-            start = self._cluster_at + len(_CLUSTER)
-            self._put(start, _vint(self.end - start - 8, 8))
+            start = self._cluster_at + len(ebml.CLUSTER)
+            self._put(start, ebml.vint(self.end - start - 8, 8))
             self._cluster_at = None
 
     def _append(self, data: bytes) -> None:
@@ -197,39 +173,53 @@ class MediaFile:
 
     def _header(self, duration_ms: int | None, cues_at: int | None) -> bytes:
         info, tracks = self._info(duration_ms), self._tracks()
-        length = len(_seek_head(0, 0, cues_at))
-        header = _seek_head(length, length + len(info), cues_at) + info + tracks
-        return header + _void(self._room - len(header))
+        length = len(ebml.seek_head(0, 0, cues_at))
+        header = ebml.seek_head(length, length + len(info), cues_at) + info + tracks
+        return header + ebml.void(self._room - len(header))
 
     def _info(self, duration_ms: int | None) -> bytes:
         fields = [
-            (_TIMESTAMP_SCALE, _uint(_TICK_NS)),
-            (_MUXING_APP, b"roadmask"),
-            (_WRITING_APP, b"roadmask"),
+            (ebml.TIMESTAMP_SCALE, ebml.uint(_TICK_NS)),
+            (ebml.MUXING_APP, b"roadmask"),
+            (ebml.WRITING_APP, b"roadmask"),
         ]
         if duration_ms is not None:
-            fields.append((_DURATION, struct.pack(">d", duration_ms)))
-        return _master(_INFO, fields)
+            fields.append((ebml.DURATION, struct.pack(">d", duration_ms)))
+        return ebml.master(ebml.INFO, fields)
 
     def _tracks(self) -> bytes:
         height, width = self._track.size_hw
-        video = [(_PIXEL_WIDTH, _uint(max(1, width))), (_PIXEL_HEIGHT, _uint(max(1, height)))]
+        video = [
+            (ebml.PIXEL_WIDTH, ebml.uint(max(1, width))),
+            (ebml.PIXEL_HEIGHT, ebml.uint(max(1, height))),
+        ]
+        if self._track.orientation != _UPRIGHT:
+            video.append((ebml.PROJECTION, _projection(self._track.orientation)))
         fields = [
-            (_TRACK_NUMBER, _uint(_TRACK)),
-            (_TRACK_UID, _uint(_TRACK)),
-            (_TRACK_TYPE, _uint(1)),  # video
-            (_FLAG_LACING, _uint(0)),
-            (_CODEC_ID, self._track.codec_id.encode()),
-            (_VIDEO, b"".join(_element(*field) for field in video)),
+            (ebml.TRACK_NUMBER, ebml.uint(_TRACK)),
+            (ebml.TRACK_UID, ebml.uint(_TRACK)),
+            (ebml.TRACK_TYPE, ebml.uint(1)),  # video
+            (ebml.FLAG_LACING, ebml.uint(0)),
+            (ebml.CODEC_ID, self._track.codec_id.encode()),
+            (ebml.VIDEO, b"".join(ebml.element(*field) for field in video)),
         ]
         if self._track.private:
-            fields.append((_CODEC_PRIVATE, self._track.private))
-        return _element(_TRACKS, _master(_TRACK_ENTRY, fields))
+            fields.append((ebml.CODEC_PRIVATE, self._track.private))
+        return ebml.element(ebml.TRACKS, ebml.master(ebml.TRACK_ENTRY, fields))
 
     def _cue_element(self) -> bytes:
-        points = []
-        for time_ms, position in self._cues:
-            place = [(_CUE_TRACK, _uint(_TRACK)), (_CUE_CLUSTER_POSITION, _uint(position))]
-            point = _element(_CUE_TIME, _uint(time_ms)) + _master(_CUE_TRACK_POSITIONS, place)
-            points.append((_CUE_POINT, point))
-        return _master(_CUES, points)
+        points = [
+            (ebml.CUE_POINT, ebml.cue_point(_TRACK, time_ms, position))
+            for time_ms, position in self._cues
+        ]
+        return ebml.master(ebml.CUES, points)
+
+
+def _projection(orientation: Orientation) -> bytes:
+    """A flat picture that is turned: mirrored by half a turn about the upright axis, then rotated."""
+    poses = [(ebml.PROJECTION_TYPE, ebml.uint(0))]
+    if orientation.mirrored:
+        poses.append((ebml.PROJECTION_POSE_YAW, struct.pack(">d", 180.0)))
+    degrees = orientation.degrees - 360 * (orientation.degrees > 180)
+    poses.append((ebml.PROJECTION_POSE_ROLL, struct.pack(">d", degrees)))
+    return b"".join(ebml.element(*pose) for pose in poses)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import av
 from av.packet import Packet, PacketSideData
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from pipeline.errors import MediaError
 from pipeline.session.checks import FormatError
 from pipeline.session.reader import CameraFiles, Segment, Session
 from pipeline.session.records import PacketRecord
+from pipeline.session.stream import StreamDecoder
 
 _NEW_EXTRADATA = 1  # AV_PKT_DATA_NEW_EXTRADATA
 _KEYS_BEFORE = 2  # frames right after a key frame may refer to those before it
@@ -97,7 +97,7 @@ class _Stretch:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._decoder: VideoCodecContext | None = None
+        self._decoder: StreamDecoder | None = None
         self._at: tuple[int, int] = (-1, -1)
         self._count = self._broken = 0
         self._needs_key = False
@@ -188,7 +188,7 @@ class _Stretch:
         yield from self._frames(segment, self._decoder, _packet(segment, record, data))
 
     def _frames(
-        self, segment: Segment, decoder: VideoCodecContext, packet: Packet | None
+        self, segment: Segment, decoder: StreamDecoder, packet: Packet | None
     ) -> Iterator[DecodedFrame]:
         try:
             frames = decoder.decode(packet)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock, Thread
 
 from pipeline.session.clock import ReplayClock
 from pipeline.session.memory import ReplaySegmenter
-from pipeline.session.reader import CameraFiles, Session
+from pipeline.session.moments import duration_of, frame_before
+from pipeline.session.reader import Session
+from pipeline.session.reel import Reel
 from pipeline.session.source import CameraSource, ModelSize, ReplayedFrame
 from pipeline.stages import ahead
 
 AHEAD_FRAMES = 10  # labelled before they are due, so that a burst is not late
 _LATENESS_KEPT = 100_000
+# So much further on, frames are labelled on the way there; beyond it, from the state before it.
+_NEAR_SECONDS = 3.0
 
 OnFrame = Callable[[ReplayedFrame], None]
 
@@ -72,30 +77,37 @@ class Player:
         model_hw: ModelSize,
         on_frame: tuple[OnFrame, ...] = (),
         *,
+        on_show: tuple[OnFrame, ...] = (),
         speed: float = 1.0,
         start_seconds: float = 0.0,
         paused: bool = False,
+        kept_bytes: int = 0,
     ) -> None:
         """
         Args:
             segmenter: labels the frames.
             model_hw: the network's input size for a picture's size.
             on_frame: get every frame as it is let go, each camera's in order, from its own thread.
+            on_show: get those too, and what is seen after a `seek` or a step back, from there too.
             speed: seconds of the session a second; infinite for as fast as can be. No frame is dropped.
             start_seconds: where to start.
             paused: stand still before the first frame.
+            kept_bytes: of frames gone by, of all cameras together, among which steps back cost nothing;
+                above 0 the player stays at its end, and can go back from there, until it is closed.
         """
         self.session = session
-        self._segmenter, self._model_hw, self._on_frame = segmenter, model_hw, on_frame
-        self._speed, self._paused = speed, paused
+        self._segmenter, self._model_hw = segmenter, model_hw
+        self._on_frame, self._on_show = on_frame, on_show
+        self._speed, self._paused, self._kept_bytes = speed, paused, kept_bytes
         self._control = Lock()
         self._threads: list[Thread] = []
+        self._reels: dict[str, Reel] = {}
         self._errors: list[BaseException] = []
         self._stop = False
         self._clock = ReplayClock(start_seconds, speed)
         self.tallies: dict[str, Tally] = {}
         self.lateness = Lateness()
-        self.duration_seconds = _duration(session)
+        self.duration_seconds = duration_of(session)
         self._start(start_seconds)
 
     def __enter__(self) -> Player:
@@ -119,8 +131,13 @@ class Player:
         return self._paused
 
     @property
+    def preparing(self) -> bool:
+        """Whether some camera is still on its way to its next frame, so that the clock stands."""
+        return not (self._clock.running or self.ended)
+
+    @property
     def failed(self) -> bool:
-        """Whether something went wrong: `join` raises it."""
+        """Whether something went wrong: `raise_failure` raises it."""
         return bool(self._errors)
 
     @property
@@ -146,6 +163,17 @@ class Player:
             self._paused = True
             return self._clock.step()
 
+    def step_back(self) -> float:
+        """Pause, and go back to where the one newest frame of all cameras was not yet let go; returns
+        the position, which at the first frame stays."""
+        with self._control:
+            self._paused = True
+            self._clock.pause()
+            before = frame_before(self.session, self._clock.position)
+            if before is not None:
+                self._go(before)
+            return self._clock.position
+
     def set_speed(self, speed: float) -> None:
         """Raises ConfigError unless it is above 0; infinite for as fast as can be."""
         with self._control:
@@ -155,45 +183,69 @@ class Player:
     def seek(self, seconds: float) -> None:
         """Go on from another time, with the memory as it was there."""
         with self._control:
-            self._halt()
-            self._start(max(0.0, min(seconds, self.duration_seconds)))
+            self._go(max(0.0, min(seconds, self.duration_seconds)))
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the end, but no longer than so; returns whether it has come."""
+        """Wait for the end, or a failure, but no longer than so; returns whether the end has come."""
         deadline = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        while not (self.ended or self.failed) and time.monotonic() < deadline:
+            time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
         return self.ended
 
     def join(self) -> None:
-        """Wait for the end. Raises what went wrong in a camera's thread."""
+        """Wait for the end, which one that stays does not have. Raises as `raise_failure`."""
         while True:
             threads = self._threads
             for thread in threads:
                 thread.join()
             if threads is self._threads:
                 break
+        self.raise_failure()
+
+    def raise_failure(self) -> None:
+        """Raises what went wrong in a camera's thread, if something did."""
         if self._errors:
             raise self._errors[0]
 
     def close(self) -> None:
         """Stop, wherever it is. May be called again."""
+        self._stop = True  # a step or a seek under way ends at once
+        self._clock.stop()
         with self._control:
             self._halt()
+
+    def _go(self, seconds: float) -> None:
+        """Go on from a time: by the frames at hand, or else with all cameras begun anew."""
+        at_hand = self._kept_bytes and all(reel.since <= seconds for reel in self._reels.values())
+        if at_hand and seconds <= self._clock.position + _NEAR_SECONDS:
+            self.lateness = Lateness()
+            self._clock.move(seconds)
+        else:
+            self._halt()
+            self._start(seconds)
 
     def _start(self, seconds: float) -> None:
         self._stop = False
         self._clock = clock = ReplayClock(seconds, self._speed, self.duration_seconds)
         if self._paused:
             clock.pause()
-        self.tallies = {name: Tally() for name in self.session.cameras}
+        cameras = self.session.cameras
+        self.tallies = {name: Tally() for name in cameras}
         self.lateness = Lateness()
-        for name in self.session.cameras:
+        sources = {
+            name: CameraSource(self.session, camera, self._segmenter, self._model_hw, seconds,
+                               lambda: self._stop)
+            for name, camera in cameras.items()
+        }  # fmt: skip
+        kept = self._kept_bytes // max(1, len(cameras))
+        frames = {name: ahead(source.frames(), AHEAD_FRAMES) for name, source in sources.items()}
+        self._reels = {name: Reel(frames[name], seconds, kept) for name in cameras}
+        for name in cameras:
             clock.join(name)
         self._threads = [
-            Thread(target=self._play, args=(camera, seconds, clock, self.tallies[name]),
-                   name=f"replay-{name}", daemon=True)
-            for name, camera in self.session.cameras.items()
+            Thread(target=self._play, args=(sources[name], frames[name], self._reels[name], clock,
+                   self.tallies[name]), name=f"replay-{name}", daemon=True)
+            for name in cameras
         ]  # fmt: skip
         for thread in self._threads:
             thread.start()
@@ -204,42 +256,66 @@ class Player:
         for thread in self._threads:
             thread.join()
 
-    def _play(self, camera: CameraFiles, start: float, clock: ReplayClock, tally: Tally) -> None:
-        source = CameraSource(
-            self.session, camera, self._segmenter, self._model_hw, start, lambda: self._stop
-        )
+    def _play(
+        self,
+        source: CameraSource,
+        frames: Generator[ReplayedFrame, None, None],
+        reel: Reel,
+        clock: ReplayClock,
+        tally: Tally,
+    ) -> None:
         try:
-            with closing(ahead(source.frames(), AHEAD_FRAMES)) as frames:
-                for frame in frames:
-                    if frame.warming:
-                        continue
-                    if not clock.wait(camera.name, frame.seconds):
-                        return
-                    if not math.isinf(clock.speed) and not clock.paused:
-                        self.lateness.add((clock.position - frame.seconds) / clock.speed)
-                    for give in self._on_frame:
-                        give(frame)
-                    tally.frames += 1
+            with closing(frames):
+                self._follow(source, reel, clock, tally)
         except BaseException as error:
             self._errors.append(error)
         finally:
             tally.lost, tally.unlabelled, tally.over = source.lost, source.unlabelled, True
-            clock.leave(camera.name)
+            clock.leave(source.name)
 
+    def _follow(self, source: CameraSource, reel: Reel, clock: ReplayClock, tally: Tally) -> None:
+        """One camera's thread: frames as they are due, and wherever the clock moves."""
+        moves = 0
+        found = reel.next()
+        self._show_place(reel, found)
+        while not self._stop:
+            if found is not None and clock.wait(source.name, found[0], moves):
+                self._let_go(*found, reel, clock, tally)
+            elif found is None:
+                tally.lost, tally.unlabelled, tally.over = source.lost, source.unlabelled, True
+                if not (self._kept_bytes and clock.rest(source.name, moves)):
+                    return
+            moved = (place := clock.place)[0] != moves and not self._stop
+            if moved:
+                moves, seconds = place
+                reel.turn(seconds, partial(self._goes_on, clock, moves))
+                tally.over = False
+            found = reel.next()
+            if moved:
+                self._show_place(reel, found)
 
-def _duration(session: Session) -> float:
-    """Seconds from the session's beginning to the last record of its last segments."""
-    from pipeline.session.records import EventRecord, LabelRecord, PacketRecord
+    def _goes_on(self, clock: ReplayClock, moves: int) -> bool:
+        return not self._stop and clock.place[0] == moves
 
-    end = 0.0
-    for camera in session.cameras.values():
-        for segment in (*camera.packets[-1:], *camera.labels[-1:]):
-            end = max(end, session.seconds(segment, segment.head.began))
-            for record in segment.records(session.notes):
-                if isinstance(record, PacketRecord):
-                    end = max(end, session.seconds(segment, record.arrived))
-                elif isinstance(record, LabelRecord):
-                    end = max(end, session.seconds(segment, record.captured))
-                elif isinstance(record, EventRecord):
-                    end = max(end, session.seconds(segment, record.mono))
-    return end
+    def _let_go(
+        self, due: float, frame: ReplayedFrame, reel: Reel, clock: ReplayClock, tally: Tally
+    ) -> None:
+        new = reel.advance()
+        if new and not math.isinf(clock.speed) and not clock.paused:
+            self.lateness.add((clock.position - due) / clock.speed)
+        if new:
+            for give in self._on_frame:
+                give(frame)
+            tally.frames += 1
+        self._show(frame)
+
+    def _show_place(self, reel: Reel, following: tuple[float, ReplayedFrame] | None) -> None:
+        """What is seen where nothing has moved yet; before the first frame, to whoever steers, that."""
+        if reel.stands is not None:
+            self._show(reel.stands)
+        elif following is not None and self._kept_bytes:
+            self._show(following[1])
+
+    def _show(self, frame: ReplayedFrame) -> None:
+        for give in self._on_show:
+            give(frame)

@@ -11,7 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,11 +38,20 @@ from pipeline.session.format import (
     segment_name,
 )
 from pipeline.session.manifest import open_plain, read_manifest, read_plain
-from pipeline.session.records import CheckpointRecord, Head, Place, Record, parse_record
+from pipeline.session.records import (
+    CheckpointRecord,
+    EventRecord,
+    Head,
+    Place,
+    Record,
+    parse_record,
+)
 from pipeline.session.track import segment_numbers
 
 _MOST_NOTES = 50
 _MOST_LABEL_PIXELS = 8192 * 8192
+# How lines begin of which there is one a frame, as `encode_line` writes them.
+_MANY_LINES = (b'{"kind":"packet"', b'{"kind":"labels"', b'{"kind":"checkpoint"')
 _PNG_HEADER = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 
@@ -99,6 +108,18 @@ class Segment:
         except OSError as error:
             notes.add(f"{self.name}: cannot be read on: {error.strerror or error}")
             yield None
+
+    def events(self) -> Iterator[EventRecord]:
+        """The lines that tell of events, as far as they are whole; the others are not even parsed."""
+        try:
+            with open_plain(self.path(LOG_SUFFIX)) as file:
+                while line := file.readline(MOST_LINE_BYTES):
+                    if not line[9:].startswith(_MANY_LINES):
+                        with suppress(FormatError):
+                            if isinstance(record := parse_record(decode_line(line)), EventRecord):
+                                yield record
+        except OSError:
+            return
 
     def _lines(self, file: BinaryIO, notes: Notes) -> Iterator[Record | None]:
         first = True

@@ -30,7 +30,7 @@ from pipeline.session.format import (
     plain_configuration,
 )
 from pipeline.session.records import MOST_NAME, MOST_REASON
-from pipeline.session.retention import Retention
+from pipeline.session.retention import SessionRetention
 from pipeline.session.stream import StreamParameters
 
 _RETRY_SECONDS = 5.0
@@ -79,7 +79,7 @@ class Recorder:
         self.notes: list[str] = []
         self._cameras: dict[str, CameraRecorder] = {}
         self._lock = Lock()
-        self._retention = Retention(self.folder, self.limits)
+        self._retention = SessionRetention(self.folder, self.limits)
         self._start()
 
     def __getstate__(self) -> dict[str, Any]:

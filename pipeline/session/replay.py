@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from pipeline.session.replayhub import ReplayHub
 from pipeline.session.source import as_job_size
 from pipeline.session.verify import Verification
 
+ShowView = Callable[[ReplayHub], AbstractContextManager[object]]
+_KEPT_BYTES = 256 * 2**20  # of frames to step back through: two seconds of eight cameras at 640x360
 _PRECISIONS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -93,15 +95,19 @@ class Replay:
         self._check_classes(recorded)
         self.verification = Verification() if config.verify else None
         self.comparison = Comparison(self.spec) if config.report is not None else None
-        self.hub = ReplayHub(self.spec, tuple(self.session.cameras), str(config.session))
+        self.hub = ReplayHub(self.spec, self.session)
         slots = len(self.session.cameras)
         gap_seconds = recorded.longest_gap_seconds if recorded else 1.0
         self._segmenter = ReplaySegmenter(
             engine_factory(self.choice, files, self.spec, slots), longest_gap_seconds=gap_seconds
         )
 
-    def player(self) -> Player:
-        """Start playing; close it when done."""
+    def player(self, steered: bool = False) -> Player:
+        """Start playing; close it when done.
+
+        Args:
+            steered: somebody will step back, and seek after the end: it stays there until it is closed.
+        """
         cv2.setNumThreads(1)  # cameras run side by side: more threads would only get in their way
         size_hw = self.config.size_hw
         if size_hw is None and self.session.configuration is not None:
@@ -113,47 +119,31 @@ class Replay:
             listeners.append(self.comparison.on_frame)
         player = Player(
             self.session, self._segmenter, as_job_size(size_hw, self.spec.model_hw),
-            tuple(listeners),
+            tuple(listeners), on_show=(self.hub.show,),
             speed=self.config.speed, start_seconds=self.config.start_seconds,
-            paused=self.config.paused,
+            paused=self.config.paused, kept_bytes=_KEPT_BYTES if steered else 0,
         )  # fmt: skip
         self.hub.steer(player)
         return player
 
-    def play(self, stop: Callable[[], bool] = lambda: False, stay: bool = False) -> Iterator[str]:
+    def play(
+        self, stop: Callable[[], bool] = lambda: False, view: ShowView | None = None
+    ) -> Iterator[str]:
         """Play it to its end, or until `stop` says so; gives what it came to, a line each.
 
         Args:
-            stay: at its end wait for somebody to seek, until `stop`.
+            view: shows the hub meanwhile; then it waits at its end for somebody to seek, until `stop`.
         """
         with ExitStack() as stack:
-            player = stack.enter_context(self.player())
-            while (stay or not player.ended) and not player.failed and not stop():
-                player.wait(0.2)
-                if player.ended:
-                    time.sleep(0.05)
-            if player.failed or not stop():
-                player.join()
+            player = stack.enter_context(self.player(steered=view is not None))
+            stack.callback(self.hub.close)
+            if view is not None:
+                stack.enter_context(view(self.hub))
+            while (view is not None or not player.ended) and not player.failed and not stop():
+                if player.wait(0.2):
+                    time.sleep(0.2)
+            player.raise_failure()
             yield from self.outcome(player)
-
-    @contextmanager
-    def viewed(self, address: str | None, say: Callable[[str], None]) -> Iterator[None]:
-        """Serve the view at HOST:PORT meanwhile; nothing for None. Raises ConfigError."""
-        if address is None:
-            yield
-            return
-        from pipeline.view import ViewConfig, start_view
-
-        host, colon, port = address.rpartition(":")
-        if not (colon and port.isdecimal()):
-            raise ConfigError(f"--view must be HOST:PORT, such as 127.0.0.1:8000, got {address!r}")
-        view = start_view(self.hub, ViewConfig(host.strip("[]"), int(port)))
-        say(f"view: {view.url}")
-        try:
-            yield
-        finally:
-            self.hub.close()
-            view.close()
 
     def outcome(self, player: Player) -> Iterator[str]:
         """What a replay came to."""

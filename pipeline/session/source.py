@@ -89,6 +89,7 @@ class CameraSource:
     it was. Otherwise all frames are, and gaps are what the times of arrival say.
 
     Attributes:
+        name: the camera's.
         lost: recorded label maps whose frames are not in the recording.
         unlabelled: frames that were not labelled when recorded, and so are not now.
     """
@@ -102,6 +103,7 @@ class CameraSource:
         start_seconds: float = 0.0,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
+        self.name = camera.name
         self.lost = self.unlabelled = 0
         self._session, self._camera, self._segmenter = session, camera, segmenter
         self._model_hw, self._start_seconds, self._stop = model_hw, start_seconds, stop

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import av
+import numpy as np
 from av.codec.codec import UnknownCodecError
+from av.packet import Packet, PacketSideData
 from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipeline.errors import MediaError
+from pipeline.planes import Orientation
 from pipeline.session.checks import (
     MOST_EXTRADATA_BYTES,
     MOST_PIXELS_A_SIDE,
@@ -21,6 +25,8 @@ from pipeline.session.checks import (
     text,
 )
 
+_DISPLAY_MATRIX = 5  # AV_PKT_DATA_DISPLAYMATRIX
+_MATRIX_BYTES = 36
 _COLOURS = ("color_primaries", "color_range", "color_trc", "colorspace")
 
 
@@ -37,6 +43,8 @@ class StreamParameters:
         time_base: seconds a tick of the packets' time stamps.
         rate: frames a second as the stream states it, None if it does not.
         colours: primaries, range, transfer and matrix as numbers of ITU-T H.273.
+        display_matrix: how the pictures are to be turned, where a file's container alone says so: nine
+            32-bit numbers as FFmpeg has them; empty where it does not.
     """
 
     codec: str
@@ -47,10 +55,11 @@ class StreamParameters:
     time_base: Fraction
     rate: Fraction | None = None
     colours: tuple[int, int, int, int] = (2, 0, 2, 2)  # "not specified"
+    display_matrix: bytes = b""
 
     @classmethod
-    def of(cls, stream: VideoStream) -> StreamParameters:
-        """Of an opened stream, before its first packet is decoded."""
+    def of(cls, stream: VideoStream, display_matrix: bytes = b"") -> StreamParameters:
+        """Of an opened stream, before its first packet is decoded; the matrix as `matrix_of` gives it."""
         context = stream.codec_context
         assert stream.time_base is not None
         return cls(
@@ -62,9 +71,18 @@ class StreamParameters:
             time_base=Fraction(stream.time_base),
             rate=stream.average_rate or stream.guessed_rate or None,
             colours=tuple(int(getattr(context, name)) for name in _COLOURS),  # type: ignore[arg-type]
+            display_matrix=display_matrix,
         )
 
-    def open_decoder(self) -> VideoCodecContext:
+    @property
+    def orientation(self) -> Orientation:
+        """How the pictures are turned; not at all for a matrix that no right angles make."""
+        if not self.display_matrix:
+            return Orientation()
+        matrix = np.frombuffer(self.display_matrix, np.int32)
+        return Orientation.from_matrix(matrix) or Orientation()
+
+    def open_decoder(self) -> StreamDecoder:
         """A decoder on one thread: exact on damaged streams, and without delay.
 
         Raises MediaError if this build of FFmpeg has none for it.
@@ -90,12 +108,13 @@ class StreamParameters:
             context.open()
         except (av.FFmpegError, ValueError) as error:
             raise MediaError(f"the decoder of {self.codec!r} does not open: {error}") from error
-        return context
+        return StreamDecoder(context, self.display_matrix)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the log."""
         plain = asdict(self)
         plain["extradata"] = self.extradata.hex()
+        plain["display_matrix"] = self.display_matrix.hex()
         plain["time_base"] = str(self.time_base)
         plain["rate"] = str(self.rate) if self.rate else None
         return plain
@@ -109,20 +128,63 @@ class StreamParameters:
         colours = raw.get("colours")
         expect(isinstance(size, list) and len(size) == 2, "size_hw must be two numbers")
         expect(isinstance(colours, list) and len(colours) == 4, "colours must be four numbers")
-        try:
-            data = bytes.fromhex(extradata)
-        except ValueError as error:
-            raise FormatError("extradata must be hexadecimal") from error
         return cls(
             codec=text(raw, "codec", 64),
             codec_tag=bounded_int(raw.get("codec_tag"), "codec_tag", 0, 2**32 - 1),
-            extradata=data,
+            extradata=_bytes(extradata, "extradata"),
             size_hw=tuple(bounded_int(s, "size_hw", 0, MOST_PIXELS_A_SIDE) for s in size),  # type: ignore[arg-type]
             pix_fmt=_pixel_format(raw),
             time_base=_fraction(text(raw, "time_base", 64)),
             rate=None if raw.get("rate") is None else _fraction(text(raw, "rate", 64)),
             colours=tuple(bounded_int(c, "colours", 0, 255) for c in colours),  # type: ignore[arg-type]
+            display_matrix=_display_matrix(raw),
         )
+
+
+class StreamDecoder:
+    """A decoder whose frames are to be turned as the container said, which it cannot know by itself."""
+
+    def __init__(self, context: VideoCodecContext, display_matrix: bytes) -> None:
+        self._context, self._matrix = context, display_matrix
+
+    def decode(self, packet: Packet | None) -> list[VideoFrame]:
+        """The frames that a packet completes; None for those still held back. Raises as PyAV does."""
+        if packet is not None and self._matrix:
+            side = PacketSideData(_DISPLAY_MATRIX, len(self._matrix))  # type: ignore[call-arg]
+            side.update(self._matrix)
+            packet.set_sidedata(side)
+        return self._context.decode(packet)
+
+
+def matrix_of(path: str, stream_index: int) -> bytes:
+    """The display matrix of a file's first picture, empty if it has none or cannot be told.
+
+    PyAV tells it of frames alone, and those of the container's own decoder.
+    """
+    try:
+        with av.open(path, metadata_errors="replace") as container:
+            for frame in container.decode(container.streams[stream_index]):
+                matrix: Any = cast(VideoFrame, frame).side_data.get("DISPLAYMATRIX")
+                return b"" if matrix is None else bytes(memoryview(matrix))[:_MATRIX_BYTES]
+    except (av.FFmpegError, OSError, ValueError, IndexError):
+        pass
+    return b""
+
+
+def _display_matrix(raw: dict[str, Any]) -> bytes:
+    given = raw.get("display_matrix")
+    if given is None:
+        return b""
+    found = _bytes(text(raw, "display_matrix", 2 * _MATRIX_BYTES), "display_matrix")
+    expect(len(found) in (0, _MATRIX_BYTES), "display_matrix must be nine numbers")
+    return found
+
+
+def _bytes(given: str, name: str) -> bytes:
+    try:
+        return bytes.fromhex(given)
+    except ValueError as error:
+        raise FormatError(f"{name} must be hexadecimal") from error
 
 
 def _tag_number(tag: str | int) -> int:

@@ -9,13 +9,18 @@ from pipeline.view.config import DEFAULT_SCHEMES, ViewConfig
 
 if TYPE_CHECKING:
     from pipeline.live.hub import Hub
+    from pipeline.metrics.meters import PrometheusMeters
     from pipeline.view.server import View
 
 __all__ = ["DEFAULT_SCHEMES", "ViewConfig", "start_view"]
 
 
-def start_view(hub: Hub, config: ViewConfig) -> View:
+def start_view(hub: Hub, config: ViewConfig, meters: PrometheusMeters | None = None) -> View:
     """Serve the view of a hub's cameras, in a thread of its own, until its `close()`.
+
+    Args:
+        hub, config: whose cameras, and where.
+        meters: figures that `/metrics` shows beside those of the cameras and viewers.
 
     Returns once it listens. Raises ConfigError if the address cannot be listened on, the
     certificate cannot be used, or the packages of the extra "view" are missing.
@@ -26,4 +31,4 @@ def start_view(hub: Hub, config: ViewConfig) -> View:
         raise ConfigError(
             f"the view needs the package {error.name}: pip install 'roadmask[view]'"
         ) from error
-    return View(hub, config)
+    return View(hub, config, meters)

@@ -1,15 +1,14 @@
-"""The JSON API: cameras listed, added and removed while running; its OpenAPI document."""
+"""The JSON API: cameras listed, added and removed while running."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline import __version__
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.live.address import parse_address
 from pipeline.live.hub import CAMERA_STATES, CameraStatus, Hub
@@ -17,6 +16,7 @@ from pipeline.view.wire import camera_json, first_line
 
 NAME_PATTERN = "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$"
 LARGEST_BODY_BYTES = 16_384
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class NewStream(BaseModel):
@@ -90,7 +90,6 @@ class StreamsApi:
             web.post("/api/streams", self.add),
             web.get("/api/streams/{name}", self.show, allow_head=False),
             web.delete("/api/streams/{name}", self.remove),
-            web.get("/api/openapi.json", self.document, allow_head=False),
         ]
 
     async def list(self, _request: web.Request) -> web.Response:
@@ -106,12 +105,7 @@ class StreamsApi:
 
     async def add(self, request: web.Request) -> web.Response:
         """Add a camera."""
-        if request.content_type != "application/json":
-            raise failure(web.HTTPUnsupportedMediaType, "expected application/json")
-        try:
-            wanted = NewStream.model_validate_json(await request.read())
-        except ValidationError as error:
-            raise failure(web.HTTPUnprocessableEntity, first_line(error)) from error
+        wanted = await read_body(request, NewStream)
         taken = {camera.name for camera in await asyncio.to_thread(self._hub.cameras)}
         if wanted.name in taken:
             raise failure(web.HTTPConflict, "there is a stream of this name")
@@ -135,10 +129,6 @@ class StreamsApi:
             raise failure(web.HTTPNotFound, "there is no such stream") from error
         return web.Response(status=204)
 
-    async def document(self, _request: web.Request) -> web.Response:
-        """The OpenAPI document."""
-        return web.json_response(openapi(self._schemes))
-
     async def _find(self, name: str) -> CameraStatus:
         for camera in await asyncio.to_thread(self._hub.cameras):
             if camera.name == name:
@@ -146,15 +136,26 @@ class StreamsApi:
         raise failure(web.HTTPNotFound, "there is no such stream")
 
 
+async def read_body(request: web.Request, kind: type[Body]) -> Body:
+    """The body of a request, as JSON of this kind. Raises web.HTTPException, with why in one line."""
+    if request.content_type != "application/json":
+        raise failure(web.HTTPUnsupportedMediaType, "expected application/json")
+    try:
+        return kind.model_validate_json(await request.read())
+    except ValidationError as error:
+        raise failure(web.HTTPUnprocessableEntity, first_line(error)) from error
+
+
 def check_url(url: str, schemes: tuple[str, ...]) -> None:
     """Raises ConfigError, without the URL's password, unless a camera from outside may be there."""
     scheme, separator, _ = url.partition("://")
     if not separator or scheme.lower() not in schemes:
-        raise ConfigError(f"a stream's URL must begin with {_beginnings(schemes)}")
+        raise ConfigError(f"a stream's URL must begin with {beginnings(schemes)}")
     parse_address(url)
 
 
-def _beginnings(schemes: tuple[str, ...]) -> str:
+def beginnings(schemes: tuple[str, ...]) -> str:
+    """What URLs may begin with, for people."""
     return ", ".join(f"{scheme}://" for scheme in schemes) or "nothing: none may be added"
 
 
@@ -170,108 +171,3 @@ def failure(kind: type[web.HTTPException], error: str, **headers: str) -> web.HT
     """An HTTP error whose body is a `Failure`."""
     text = json.dumps({"error": error})
     return kind(text=text, content_type="application/json", headers=headers)
-
-
-def openapi(schemes: tuple[str, ...]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document of the API; `schemes` are the ones that may be added."""
-    return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "Roadmask live view",
-            "version": __version__,
-            "description": "Cameras of a live run: list, add and remove them while it runs.",
-        },
-        "security": [{"bearer": []}, {"cookie": []}],
-        "paths": {
-            "/api/streams": {"get": _list_operation(), "post": _add_operation(schemes)},
-            "/api/streams/{name}": {
-                "parameters": [_NAME_PARAMETER],
-                "get": _operation("showStream", "One camera", {"200": _answer("Stream")}, "404"),
-                "delete": _operation(
-                    "removeStream",
-                    "Stop and forget a camera",
-                    {"204": {"description": "It is gone."}},
-                    "404",
-                ),
-            },
-        },
-        "components": {
-            "schemas": _schemas(),
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer"},
-                "cookie": {"type": "apiKey", "in": "cookie", "name": "roadmask_<port>"},
-            },
-        },
-    }
-
-
-_NAME_PARAMETER = {
-    "name": "name",
-    "in": "path",
-    "required": True,
-    "description": "The camera's name.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 64},
-    "example": "front",
-}
-
-
-def _list_operation() -> dict[str, Any]:
-    return _operation("listStreams", "All cameras", {"200": _answer("Streams")})
-
-
-def _add_operation(schemes: tuple[str, ...]) -> dict[str, Any]:
-    operation = _operation(
-        "addStream", "Add a camera", {"201": _answer("Stream")}, "409", "413", "415", "422"
-    )
-    operation["description"] = f"Its URL begins with {_beginnings(schemes)}."
-    example = {
-        "url": f"{schemes[0] if schemes else 'rtsp'}://camera.example/stream",
-        "name": "front",
-    }
-    operation["requestBody"] = {
-        "required": True,
-        "content": {"application/json": {"schema": _reference("NewStream"), "example": example}},
-    }
-    return operation
-
-
-_FAILURES = {
-    "400": "The request is malformed.",
-    "401": "The token is missing or wrong.",
-    "403": "The request comes from another site's page.",
-    "404": "There is no such camera.",
-    "409": "There is a camera of this name.",
-    "413": "The body is too large.",
-    "415": "The body is not JSON.",
-    "421": "The Host header names another machine.",
-    "422": "The body is not a camera that can be added.",
-}
-
-
-def _operation(name: str, what: str, answers: dict[str, Any], *failures: str) -> dict[str, Any]:
-    codes = sorted({"400", "401", "403", "421", *failures})
-    return {
-        "operationId": name,
-        "summary": what,
-        "responses": answers | {code: _answer("Failure", _FAILURES[code]) for code in codes},
-    }
-
-
-def _answer(schema: str, description: str = "Done.") -> dict[str, Any]:
-    return {
-        "description": description,
-        "content": {"application/json": {"schema": _reference(schema)}},
-    }
-
-
-def _reference(schema: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{schema}"}
-
-
-def _schemas() -> dict[str, Any]:
-    schemas: dict[str, Any] = {}
-    for model in (NewStream, Streams, Stream, Failure):
-        schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= schema.pop("$defs", {})
-        schemas[model.__name__] = schema
-    return schemas

@@ -14,10 +14,14 @@ import cv2
 from pipeline.errors import EngineError
 from pipeline.live.hub import Hub, Shown, Subscription
 from pipeline.view.fmp4 import FragmentEncoder
+from pipeline.view.playback import replay_of
 from pipeline.view.wire import Picture, VideoKind, pack_frame, pack_labels
 
 _LOG = logging.getLogger("roadmask.view")
 _TAKE_SECONDS = 0.5
+# In a replay: how soon a picture that stands is sent as one, and how many of those that run by are.
+_STILL_SECONDS = 0.1
+_REPLAY_STEP_SECONDS = 1 / 40
 _JPEG_QUALITY = 80
 _LARGEST_BACKSTEP_S = 1.0
 # Frames on their way to the event loop; a loop that is behind gets no more until it has taken them.
@@ -35,12 +39,14 @@ class Message:
         kind: the kind those viewers asked for.
         keyframe: a viewer can start here.
         data: the whole message.
+        still: a JPEG for viewers of whatever kind, between frames of the video.
     """
 
     camera: str
     kind: VideoKind
     keyframe: bool
     data: bytes
+    still: bool = False
 
 
 class Timeline:
@@ -82,6 +88,11 @@ class Channel:
         self._places = threading.BoundedSemaphore(_MOST_IN_FLIGHT)
         self._encoder: FragmentEncoder | None = None
         self._encodable = True
+        self._replay = replay_of(hub)
+        self._last: Shown | None = None
+        self._owed = False  # viewers lack the newest frame, or have it in a video that stands still
+        self._joined = threading.Event()
+        self._sent_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"view-{camera}", daemon=True)
         self._thread.start()
 
@@ -90,8 +101,9 @@ class Channel:
         self._kinds = kinds
 
     def want_keyframe(self) -> None:
-        """Make the next frame one that a viewer can start at."""
+        """A viewer has joined: make the next frame one that it can start at."""
         self._keyframe_wanted.set()
+        self._joined.set()
 
     @property
     def alive(self) -> bool:
@@ -122,11 +134,48 @@ class Channel:
 
     def _relay(self, subscription: Subscription) -> None:
         while not (self._stop.is_set() or subscription.over):
-            shown = subscription.take(_TAKE_SECONDS)
+            shown = subscription.take(_TAKE_SECONDS if self._replay is None else _STILL_SECONDS)
+            if shown is None:
+                self._send_again()
+                continue
+            self._last, self._owed = shown, True
             # A frame for which there is no place is dropped before it is encoded: the video stays
             # whole, and the next frame is newer.
-            if shown is not None and self._places.acquire(blocking=False):
-                self._loop.call_soon_threadsafe(self._hand_over, self._encode(shown))
+            if self._runs_by() or not self._places.acquire(blocking=False):
+                continue
+            stands = self._stands
+            self._send(self._still(shown) if stands else self._encode(shown))
+            self._owed = self._replay is not None and not stands
+
+    @property
+    def _stands(self) -> bool:
+        """Whether a replay is paused or over: its pictures come one by one, and shall be seen at once."""
+        player = self._replay.playback if self._replay is not None else None
+        return player is not None and (player.paused or player.ended)
+
+    def _runs_by(self) -> bool:
+        """Whether a replay lets go of more frames than anybody can see."""
+        now = time.monotonic()
+        if self._replay is not None and not self._stands:
+            return now - self._sent_at < _REPLAY_STEP_SECONDS
+        return False
+
+    def _send_again(self) -> None:
+        """Nothing new has come: whoever has joined gets the newest frame, and all do where it stands."""
+        wanted = self._joined.is_set() or (self._owed and self._stands)
+        if wanted and self._last is not None and self._places.acquire(blocking=False):
+            self._send(self._still(self._last))
+            self._owed = False
+
+    def _send(self, messages: list[Message]) -> None:
+        self._sent_at = time.monotonic()
+        self._joined.clear()
+        self._loop.call_soon_threadsafe(self._hand_over, messages)
+
+    def _still(self, shown: Shown) -> list[Message]:
+        pts_ms = self._timeline.pts_ms(shown.captured_at)
+        packed = pack_frame(shown, pts_ms, jpeg_picture(shown), pack_labels(shown.labels))
+        return [Message(self.camera, kind, True, packed, still=True) for kind in self._kinds]
 
     def _hand_over(self, messages: list[Message]) -> None:
         self._places.release()

@@ -66,6 +66,20 @@ class ViewConfig:
                 f" got {self.max_viewers} and {self.stall_seconds}"
             )
 
+    @classmethod
+    def at(
+        cls,
+        address: str,
+        token: str | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+    ) -> ViewConfig:
+        """As the command line has it, with the address as HOST:PORT. Raises ConfigError."""
+        host, colon, port = address.rpartition(":")
+        if not (colon and port.isascii() and port.isdecimal()):
+            raise ConfigError(f"--view must be HOST:PORT, such as 127.0.0.1:8000, got {address!r}")
+        return cls(host.strip("[]"), int(port), token, tls_cert, tls_key)
+
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the address."""

@@ -1,4 +1,4 @@
-"""`/metrics`: the cameras and the viewers as Prometheus reads them."""
+"""`/metrics`: the cameras and the viewers as Prometheus reads them; the catalogue has the names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pipeline.live.hub import CAMERA_STATES, CameraStatus
+from pipeline.metrics.catalog import CATALOG
+from pipeline.metrics.meters import PrometheusMeters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,12 +34,15 @@ class ViewerCounts:
 
 
 def metrics_text(
-    cameras: Sequence[CameraStatus], classes: Sequence[str], viewers: ViewerCounts
+    cameras: Sequence[CameraStatus],
+    classes: Sequence[str],
+    viewers: ViewerCounts,
+    meters: PrometheusMeters | None = None,
 ) -> bytes:
-    """All metrics in Prometheus' text format, named `roadmask_...`, a camera being a `stream`."""
+    """All metrics in Prometheus' text format, a camera being a `stream`; those of `meters` too."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Found([*_camera_metrics(cameras, classes), *_viewer_metrics(viewers)]))
-    return generate_latest(registry)
+    return generate_latest(registry) + (meters.text() if meters is not None else b"")
 
 
 class _Found:
@@ -49,19 +54,13 @@ class _Found:
 
 
 def _camera_metrics(cameras: Sequence[CameraStatus], classes: Sequence[str]) -> Iterator[Metric]:
-    frames = _counter("frames", "Frames labelled", "stream")
-    dropped = _counter("frames_dropped", "Frames not labelled, by reason", "stream", "reason")
-    reconnects = _counter("reconnects", "Times a stream was opened again", "stream")
-    resets = _counter("state_resets", "Times a stream's memory was reset", "stream")
-    state = _gauge("stream_state", "1 for the state that a stream is in", "stream", "state")
-    fps = _gauge("stream_fps", "Labelled frames a second, last seconds", "stream")
-    latency = _gauge(
-        "latency_seconds", "Capture to labels, over the last seconds", "stream", "quantile"
-    )
-    changes = _counter("stream_state_changes", "Times it came into a state", "stream", "state")
-    share = _gauge("class_share", "Share of a class in the newest frame", "stream", "class")
+    frames, dropped = _family("frames"), _family("frames_dropped")
+    reconnects, resets = _family("reconnects"), _family("state_resets")
+    state, changes = _family("stream_state"), _family("stream_state_changes")
+    fps, latency = _family("stream_fps"), _family("stream_latency_seconds")
+    share = _family("class_share")
     for camera in cameras:
-        frames.add_metric([camera.name], camera.frames)
+        frames.add_metric([camera.name, "network"], camera.frames)
         reconnects.add_metric([camera.name], camera.reconnects)
         resets.add_metric([camera.name], camera.resets)
         fps.add_metric([camera.name], camera.fps)
@@ -80,21 +79,18 @@ def _camera_metrics(cameras: Sequence[CameraStatus], classes: Sequence[str]) -> 
 
 
 def _viewer_metrics(viewers: ViewerCounts) -> Iterator[Metric]:
-    yield _gauge("viewers", "Viewers connected", value=viewers.connected)
-    yield _gauge("view_encoded_streams", "Streams encoded for them", value=viewers.encoded_cameras)
-    yield _counter("view_frames_sent", "Frames sent to viewers", value=viewers.frames_sent)
-    yield _counter(
-        "view_frames_skipped", "Frames that viewers were too slow for", value=viewers.frames_skipped
-    )
-    left = _counter("viewers_left", "Viewers that left, by why", "reason")
+    yield _family("viewers", viewers.connected)
+    yield _family("view_encoded_streams", viewers.encoded_cameras)
+    yield _family("view_frames_sent", viewers.frames_sent)
+    yield _family("view_frames_skipped", viewers.frames_skipped)
+    left = _family("viewers_left")
     for reason in ("closed", "stalled"):
         left.add_metric([reason], viewers.left.get(reason, 0))
     yield left
 
 
-def _counter(name: str, what: str, *labels: str, value: float | None = None) -> CounterMetricFamily:
-    return CounterMetricFamily(f"roadmask_{name}", f"{what}.", value, labels or None)
-
-
-def _gauge(name: str, what: str, *labels: str, value: float | None = None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"roadmask_{name}", f"{what}.", value, labels or None)
+def _family(name: str, value: float | None = None) -> CounterMetricFamily | GaugeMetricFamily:
+    """A metric of the catalogue: with its value, or to be given one for each of its labels' values."""
+    found = CATALOG[name]
+    kind = CounterMetricFamily if found.kind == "counter" else GaugeMetricFamily
+    return kind(found.full_name, f"{found.what}.", value, found.labels or None)

@@ -17,10 +17,13 @@ from aiohttp.typedefs import Handler
 
 from pipeline.errors import ConfigError
 from pipeline.live.hub import Hub
+from pipeline.metrics.meters import PrometheusMeters
 from pipeline.view.access import SECURITY_HEADERS, Guard
 from pipeline.view.api import LARGEST_BODY_BYTES, StreamsApi, failure
 from pipeline.view.config import ViewConfig
 from pipeline.view.metrics import CONTENT_TYPE, ViewerCounts, metrics_text
+from pipeline.view.openapi import openapi
+from pipeline.view.playback import PlaybackApi, playback_json, replay_of
 from pipeline.view.viewers import Audience, Viewer
 from pipeline.view.wire import (
     LARGEST_MESSAGE_BYTES,
@@ -53,14 +56,16 @@ class View:
         notes: what the user should know, a line each.
     """
 
-    def __init__(self, hub: Hub, config: ViewConfig) -> None:
+    def __init__(
+        self, hub: Hub, config: ViewConfig, meters: PrometheusMeters | None = None
+    ) -> None:
         """Starts it; raises as `start_view`."""
         self.notes = config.notes
         self._config = config
         self._context = config.tls_context()
         self._listening = _listen(config)
         self.url = _url(self._listening, config)
-        self._app = _App(hub, config, self._listening.getsockname()[1])
+        self._app = _App(hub, config, self._listening.getsockname()[1], meters)
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
@@ -111,8 +116,11 @@ class View:
 class _App:
     """Handlers, and what they share."""
 
-    def __init__(self, hub: Hub, config: ViewConfig, port: int) -> None:
-        self._hub, self._config = hub, config
+    def __init__(
+        self, hub: Hub, config: ViewConfig, port: int, meters: PrometheusMeters | None
+    ) -> None:
+        self._hub, self._config, self._meters = hub, config, meters
+        self._replay = replay_of(hub)
         self._guard = Guard(config, port)
         self._files = page_files()
 
@@ -128,8 +136,11 @@ class _App:
         app.cleanup_ctx.append(self._ticking)
         app.on_shutdown.append(self._close_sockets)
         app.add_routes(StreamsApi(self._hub, self._config.schemes).routes())
+        if self._replay is not None:
+            app.add_routes(PlaybackApi(self._replay, self._refresh).routes())
         app.add_routes(
             [
+                web.get("/api/openapi.json", self._document, allow_head=False),
                 web.get("/ws", self._socket),
                 web.get("/healthz", _healthz),
                 web.get("/metrics", self._metrics),
@@ -144,13 +155,16 @@ class _App:
         body, content_type = self._files[request.path]
         return web.Response(body=body, content_type=content_type, charset="utf-8")
 
+    async def _document(self, _request: web.Request) -> web.Response:
+        return web.json_response(openapi(self._config.schemes, self._replay is not None))
+
     async def _metrics(self, _request: web.Request) -> web.Response:
         audience = self._audience
         counts = ViewerCounts(
             len(audience), len(audience.cameras), *audience.frames_sent(), dict(audience.left)
         )
         cameras = await asyncio.to_thread(self._hub.cameras)
-        text = metrics_text(cameras, self._hub.spec.classes, counts)
+        text = metrics_text(cameras, self._hub.spec.classes, counts, self._meters)
         return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _log_in(self, request: web.Request) -> web.StreamResponse:
@@ -176,7 +190,8 @@ class _App:
         viewer = Viewer(ws)
         self._audience.join(viewer, request)
         self._sockets.add(ws)
-        viewer.tell("hello", hello_text(self._hub.spec, self._config.token is not None))
+        login = self._config.token is not None
+        viewer.tell("hello", hello_text(self._hub.spec, login, self._replay is not None))
         sender = asyncio.create_task(_send(viewer, request))
         try:
             await self._refresh()
@@ -224,7 +239,10 @@ class _App:
     async def _refresh(self) -> None:
         cameras = await asyncio.to_thread(self._hub.cameras)
         self._audience.refresh({camera.name for camera in cameras})
-        self._audience.tell_all("status", status_text(cameras, len(self._audience)))
+        playback = None
+        if self._replay is not None:
+            playback = await asyncio.to_thread(playback_json, self._replay)
+        self._audience.tell_all("status", status_text(cameras, len(self._audience), playback))
 
     async def _close_sockets(self, _app: web.Application) -> None:
         closing = (

@@ -30,6 +30,8 @@ class _Waiting:
 
     def put(self, message: Message) -> int:
         """Queue a frame; returns how many were dropped."""
+        if message.still:
+            return self._put_still(message)
         if self.needs_keyframe and not message.keyframe:
             return 1
         dropped = 0
@@ -40,6 +42,16 @@ class _Waiting:
                 self.needs_keyframe = True
                 return dropped + 1
         self.needs_keyframe = False
+        self.messages.append(message.data)
+        return dropped
+
+    def _put_still(self, message: Message) -> int:
+        """A picture that is whole by itself: the video goes on after it as if it had not been."""
+        dropped = 0
+        if len(self.messages) >= _LONGEST_QUEUE:
+            dropped = len(self.messages)
+            self.messages.clear()
+            self.needs_keyframe = True
         self.messages.append(message.data)
         return dropped
 

@@ -149,8 +149,9 @@ def unpack_frame(message: bytes) -> UnpackedFrame:
     return UnpackedFrame(name.decode(), index, pts, captured, labelled, picture, plane)
 
 
-def hello_text(spec: Spec, login: bool) -> str:
-    """The first message: what the class ids mean, and whether one logs in (and can log out)."""
+def hello_text(spec: Spec, login: bool, replay: bool = False) -> str:
+    """The first message: what the class ids mean, whether one logs in (and can log out), and whether
+    what is seen is a session that is played."""
     classes = [
         {"name": name, "rgb": list(rgb)}
         for name, rgb in zip(spec.classes, spec.palette_rgb, strict=True)
@@ -162,6 +163,7 @@ def hello_text(spec: Spec, login: bool) -> str:
             "model": spec.name,
             "classes": classes,
             "login": login,
+            "replay": replay,
         }
     )
 
@@ -171,10 +173,14 @@ def pong_text(ping: Ping) -> str:
     return json.dumps({"type": "pong", "sent_ms": ping.sent_ms, "server_s": time.time()})
 
 
-def status_text(cameras: list[CameraStatus], viewers: int) -> str:
-    """The cameras as they are now."""
+def status_text(
+    cameras: list[CameraStatus], viewers: int, playback: dict[str, Any] | None = None
+) -> str:
+    """The cameras as they are now; of a replay also where it is."""
     shown = [camera_json(camera) for camera in cameras]
-    return json.dumps({"type": "status", "viewers": viewers, "cameras": shown})
+    return json.dumps(
+        {"type": "status", "viewers": viewers, "cameras": shown, "playback": playback}
+    )
 
 
 def camera_json(camera: CameraStatus) -> dict[str, Any]:

@@ -138,10 +138,12 @@ def config(
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """Hashes of what a run has left, without what is measured or tells the time."""
+    """Hashes of what a run has left of its sources, without what is measured or tells the time."""
     found: dict[str, Any] = {}
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name = str(path.relative_to(out))
+        if name == "report.json" or name.startswith(".roadmask"):  # the run's own
+            continue
         if path.name == "stats.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{**line, "latency_ms": 0} for line in lines]
@@ -206,7 +208,11 @@ class Tester:
         arguments = {"case": case.seed, "clips": list(map(str, self.clips)), "out": str(out),
                      "resume": resume, "address": self.address if ray else None}  # fmt: skip
         command = [sys.executable, "-m", "tests.bench.chaos", "--worker", json.dumps(arguments)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        # The Ray that stays asks for no token, and one that began here earlier may have left its own behind.
+        environment = {**os.environ, **({"RAY_AUTH_MODE": "disabled"} if ray else {})}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment
+        ) as worker:
             assert worker.stdout is not None
             roots = [worker.pid, *([self.ray] if ray else [])]
             for line in worker.stdout:

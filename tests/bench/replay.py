@@ -28,6 +28,7 @@ from tests.bench.memory import SAMPLE
 from tests.recordings import Script, counting_configuration, record
 
 MODEL_HW = (360, 640)
+LIMIT_MS = 20.0
 
 
 def record_session(folder: Path, cameras: int, seconds: float, network: bool) -> Path:
@@ -73,6 +74,22 @@ def measure(session: Path, speed: float) -> dict[str, Any]:
             "identical": replay.verification.identical}  # fmt: skip
 
 
+def told(result: dict[str, Any]) -> str:
+    """One replay for people."""
+    late = result["off_the_clock_ms"]
+    clock = ""
+    if late is not None:
+        figures = ", ".join(f"{name} {value:.1f}" for name, value in late.items())
+        kept = "kept" if late["p99"] <= LIMIT_MS else "NOT KEPT"
+        clock = f"; off the recorded clock, ms: {figures} (p99 within {LIMIT_MS:g}: {kept})"
+    labels = "all labels identical" if result["identical"] else "LABELS DIFFER"
+    return (
+        f"{result['session_seconds']:.1f} s of session in {result['seconds']:.1f} s,"
+        f" {result['frames']} frames, {result['fps']:.0f} fps,"
+        f" {result['cpu_ms_a_frame']:.1f} ms of CPU a frame; {labels}{clock}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cameras", type=int, default=8)
@@ -84,7 +101,7 @@ def main() -> None:
         results = {}
         for name, speed in (("1x", 1.0), ("max", math.inf)):
             results[name] = measure(session, speed)
-            print(f"{name}: {results[name]}", file=sys.stderr, flush=True)
+            print(f"{name:>4}: {told(results[name])}", flush=True)
         size = sum(path.stat().st_size for path in session.rglob("*") if path.is_file())
     print(json.dumps({"cameras": options.cameras, "network": options.network,
                       "session_mb": round(size / 1e6, 1), **results}))  # fmt: skip

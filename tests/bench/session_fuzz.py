@@ -32,8 +32,10 @@ from pipeline.engines.counting import CountingEngine
 from pipeline.errors import PipelineError
 from pipeline.session.format import Limits, encode_line
 from pipeline.session.memory import ReplaySegmenter
+from pipeline.session.moments import began_at, frame_before
 from pipeline.session.player import Player
 from pipeline.session.reader import Session
+from pipeline.session.timeline import read_camera
 from pipeline.session.verify import Verification
 from tests.recordings import MODEL_HW, Script, record, short_clip
 
@@ -89,8 +91,10 @@ def attempt(session: Path, forged: bool = False) -> str:
     player = Player(opened, segmenter, lambda _: MODEL_HW, (verification.on_frame,), speed=math.inf)
     with player:
         if not player.wait(60.0):
+            player.raise_failure()
             raise AssertionError("the replay did not end in 60 s")
         player.join()
+        look_at_times(opened, player.duration_seconds)
     for line in opened.notes.all():
         if "\n" in line or not line.isprintable():
             raise AssertionError(f"a note must be one printable line, got {line!r}")
@@ -99,6 +103,23 @@ def attempt(session: Path, forged: bool = False) -> str:
             f"labels differ where they should be exact: {list(verification.lines())}"
         )
     return "whole" if not opened.notes.all() else "in part"
+
+
+def look_at_times(session: Session, duration: float) -> None:
+    """What a page asks of a session's logs: what happened when, and the frame before another."""
+    began_at(session)
+    for at in (0.0, duration / 2, duration):
+        before = frame_before(session, at)
+        if before is not None and not before < at:
+            raise AssertionError(f"the frame before {at} cannot have come at {before}")
+    for camera in session.cameras.values():
+        timeline = read_camera(session, camera)
+        spans = [*timeline.state_spans(duration), *timeline.gap_spans(),
+                 *timeline.drop_spans(duration)]  # fmt: skip
+        if any(span.end < span.start for span in spans):
+            raise AssertionError("a span must not end before it begins")
+        timeline.dropped_until(duration)
+        timeline.states_until(duration, 50)
 
 
 @contextmanager

@@ -3,19 +3,21 @@
 import { Connection } from "./connection.js";
 import { colourTable } from "./labels.js";
 import { Legend, showFacts, showHistory } from "./panel.js";
+import { Transport } from "./playback.js";
 import { MODES, change, onChange, settings } from "./settings.js";
 import { Tile } from "./tile.js";
 
 const UNWATCH_HIDDEN_MS = 3000;
 const element = (id) => document.getElementById(id);
 const tiles = new Map();
-const shared = { classes: [], table: new Uint32Array(256), clock: () => connection.clock };
+const shared = { classes: [], table: new Uint32Array(256), clock: () => connection.clock, replay: false };
 const visible = new Set();
 let statuses = [];
 let open = false;
 let hidden = document.hidden;
 
 const legend = new Legend(toggleClass, onlyClass);
+const transport = new Transport({ ask: answer, say });
 const observer = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
     visible[isIntersecting ? "add" : "delete"](target.dataset.name);
@@ -25,13 +27,18 @@ const observer = new IntersectionObserver((entries) => {
 
 const connection = new Connection({
   onState: showLink,
-  onHello: ({ classes, login }) => {
+  onHello: ({ classes, login, replay }) => {
     shared.classes = classes;
+    shared.replay = replay;
+    if (replay) transport.start();
     legend.show(classes, settings.off);
     element("logout").hidden = !login;
     recolour();
   },
-  onStatus: ({ cameras }) => showStatus(cameras),
+  onStatus: ({ cameras, playback }) => {
+    if (playback) transport.update(playback, shownNames(cameras));
+    showStatus(cameras);
+  },
   onFrame: (frame) => tiles.get(frame.camera)?.receive(frame),
 });
 
@@ -75,6 +82,11 @@ function selected() {
   return tiles.get(settings.camera);
 }
 
+function shownNames(cameras) {
+  const one = cameras.find(({ name }) => name === settings.camera);
+  return (one ? [one] : cameras).map(({ name }) => name);
+}
+
 function shownStatuses() {
   const one = selected();
   return one ? [one.status] : statuses;
@@ -85,8 +97,9 @@ function showPanel() {
   const shown = shownStatuses();
   legend.shares(shown, one ? `Share of ${one.name}’s picture` : "Share of all pictures");
   element("details").hidden = !one;
-  if (one) showFacts(one);
-  showHistory(shown, (connection.clock.serverMs() ?? Date.now()) / 1000);
+  if (one) showFacts(one, shared.replay);
+  const nowS = shared.replay ? transport.recordedS() : (connection.clock.serverMs() ?? Date.now()) / 1000;
+  showHistory(shown, nowS);
 }
 
 function arrange() {
@@ -205,6 +218,22 @@ function show() {
   showPanel();
 }
 
+function freezeOrPause() {
+  if (shared.replay) transport.toggle();
+  else change({ frozen: !settings.frozen });
+}
+
+const REPLAY_KEYS = {
+  ",": () => transport.step(-1),
+  ".": () => transport.step(1),
+  "<": () => transport.faster(-1),
+  ">": () => transport.faster(1),
+  ArrowLeft: () => transport.skip(-1),
+  ArrowRight: () => transport.skip(1),
+  Home: () => transport.seek(0),
+  End: () => transport.seek(Infinity),
+};
+
 const KEYS = {
   a: () => allClasses(settings.off.size > 0),
   "[": () => setOpacity(settings.opacity - 0.05),
@@ -214,7 +243,7 @@ const KEYS = {
   p: () => step(-1),
   g: () => change({ camera: null }),
   Escape: () => change({ camera: null }),
-  " ": () => change({ frozen: !settings.frozen }),
+  " ": freezeOrPause,
   f: fullScreen,
   t: () => change({ theme: isDark() ? "light" : "dark" }),
   "?": () => element("help-dialog").showModal(),
@@ -222,11 +251,13 @@ const KEYS = {
 
 addEventListener("keydown", (event) => {
   const typing = event.target.closest?.("input:not([type=range], [type=radio], [type=checkbox]), dialog");
-  if (!settings.keys || typing || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (!settings.keys || typing || event.ctrlKey || event.altKey || event.metaKey || event.defaultPrevented) return;
   const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  if (pressed === " " && event.target.closest?.("button, input")) return; // it presses those
+  if (pressed === " " && event.target.closest?.("button, input:not(#seek), select")) return; // it presses those
+  const moves = pressed.length > 1 && event.target.closest?.("input:not(#seek), select"); // arrows move in those
   const digit = /^[0-9]$/.test(pressed) ? shared.classes[(Number(pressed) + 9) % 10] : null;
   if (digit) toggleClass(digit.name);
+  else if (shared.replay && !moves && Object.hasOwn(REPLAY_KEYS, pressed)) REPLAY_KEYS[pressed]();
   else if (Object.hasOwn(KEYS, pressed)) KEYS[pressed]();
   else return;
   event.preventDefault();
@@ -240,6 +271,23 @@ async function ask(path, options) {
   } catch {
     return "The server did not answer.";
   }
+}
+
+// What the server answers, or null after its error has been shown.
+async function answer(path, options) {
+  let error = "The server did not answer.";
+  try {
+    const response = await fetch(path, options);
+    const found = await response.json();
+    if (response.ok) return found;
+    error = found.error;
+  } catch {
+    // Then that is the error.
+  }
+  element("notice").hidden = false;
+  element("notice").textContent = error;
+  setTimeout(() => (element("notice").hidden = true), 5000);
+  return null;
 }
 
 element("add-form").addEventListener("submit", async (event) => {

@@ -57,7 +57,7 @@ export class Legend {
   }
 }
 
-export function showFacts(tile) {
+export function showFacts(tile, replay) {
   const { status } = tile;
   const shownMs = tile.shownLatencyMs();
   const ms = (value) => (value === null ? "–" : `${Math.round(value)} ms`);
@@ -66,12 +66,12 @@ export function showFacts(tile) {
     ["State", `${status.state}, ${since(status.history.at(-1)?.at)}`],
     ["Labelled", `${status.fps.toFixed(1)} fps, ${status.frames.toLocaleString("en")} frames`],
     ["Capture to labels", `${ms(status.latency_ms)}, 95 % under ${ms(status.latency_p95_ms)}`],
-    ["Capture to screen", ms(shownMs)],
+    ...(replay ? [] : [["Capture to screen", ms(shownMs)]]),
     ["Dropped", dropped.join(", ") || "none"],
     ["Reconnects", `${status.reconnects}, memory reset ${status.resets} times`],
     ["Size", status.size_hw ? `${status.size_hw[1]} × ${status.size_hw[0]}` : "–"],
     ["Video as", tile.element.dataset.video === "jpeg" ? "JPEG" : "H.264"],
-    ["Address", status.url],
+    [replay ? "From" : "Address", status.url],
   ];
   element("details-title").textContent = tile.name;
   const pairs = facts.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })]);

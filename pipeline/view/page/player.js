@@ -1,6 +1,7 @@
 // Plays one camera's H.264 fragments as soon as they come, and tells which frame is on the screen.
 
 const BEHIND_S = 0.8; // more than this behind the newest frame, it jumps
+const BREAK_S = 0.5; // between two frames: the camera paused
 const KEPT_S = 8; // what stays in the buffer behind the picture
 const DEAD_MS = 8000; // fragments come, but no picture
 const [MOST_JUMPS, JUMPS_MS] = [5, 15_000]; // more in that time is a browser that cannot keep up
@@ -9,6 +10,7 @@ export class Player {
   #queue = [];
   #jumpsMs = [];
   #lagS = 0.1;
+  #breakS = 0;
 
   // `onPicture(ptsMs, displayMs)` for every frame that comes on the screen; `onFail(reason)` once.
   constructor(video, { onPicture, onFail }) {
@@ -89,7 +91,8 @@ export class Player {
   // How unevenly frames come decides how far behind the newest one the picture stays.
   #note(ptsS) {
     const nowS = performance.now() / 1000;
-    if (this.newestS !== undefined) {
+    if (this.newestS !== undefined && ptsS - this.newestS > BREAK_S) this.#breakS = ptsS;
+    else if (this.newestS !== undefined) {
       const late = nowS - this.arrivedS - (ptsS - this.newestS);
       const stepS = Math.min(0.5, ptsS - this.newestS);
       const wantedS = Math.min(0.5, 0.03 + stepS / 2 + 1.5 * Math.abs(late));
@@ -105,7 +108,10 @@ export class Player {
     if (this.newestS < video.buffered.start(range)) return;
     const lagS = this.newestS + (performance.now() / 1000 - this.arrivedS) - video.currentTime;
     const nowMs = performance.now();
-    if ((lagS > BEHIND_S || lagS < -BEHIND_S) && nowMs - (this.#jumpsMs.at(-1) ?? 0) > 1000) {
+    if (video.currentTime < this.#breakS && video.buffered.start(range) <= this.#breakS) {
+      // Behind a pause of the camera, or of a replay, is where it goes on: nobody was slow.
+      video.currentTime = Math.max(video.buffered.start(range), this.newestS - this.#lagS);
+    } else if ((lagS > BEHIND_S || lagS < -BEHIND_S) && nowMs - (this.#jumpsMs.at(-1) ?? 0) > 1000) {
       this.#jumpsMs = [...this.#jumpsMs.filter((jumpMs) => nowMs - jumpMs < JUMPS_MS), nowMs];
       if (this.#jumpsMs.length > MOST_JUMPS) return this.#fail("the browser cannot keep up");
       video.currentTime = Math.max(video.buffered.start(range), this.newestS - this.#lagS);

@@ -61,18 +61,25 @@ export class Tile {
     this.status = status;
     const { state, fps, dropped } = status;
     this.element.dataset.state = state;
-    setText(this.chipElement, STATES[state] ?? state);
-    const latency = this.shownLatencyMs() ?? status.latency_ms;
+    const named = this.shared.replay && state === "live" ? "Replayed" : STATES[state] ?? state;
+    setText(this.chipElement, named);
+    const latency = (this.shared.replay ? null : this.shownLatencyMs()) ?? status.latency_ms;
     const lost = Object.values(dropped).reduce((sum, count) => sum + count, 0);
-    const figures = state === "live" ? [`${fps.toFixed(1)} fps`] : [];
+    const stands = this.shared.replay && fps === 0; // a replay that is paused
+    const figures = state === "live" && !stands ? [`${fps.toFixed(1)} fps`] : [];
     if (latency !== null && state === "live") figures.push(`${Math.round(latency)} ms`);
     figures.push(`${lost.toLocaleString("en")} dropped`);
     setText(this.figuresElement, figures.join("  ·  "));
-    const label = `${this.name}, ${STATES[state] ?? state}, ${this.figuresElement.textContent}`;
+    const label = `${this.name}, ${named}, ${this.figuresElement.textContent}`;
     this.canvas.setAttribute("aria-label", label);
     this.nameElement.setAttribute("aria-label", `Open camera ${this.name}`);
     if (this.drawn && state === "live") this.cover("");
-    else if (state !== "live") this.cover(status.history.at(-1)?.reason ?? STATES[state]);
+    else if (state !== "live") this.cover(this.#whyNot(state, status.history));
+  }
+
+  #whyNot(state, history) {
+    if (this.shared.replay && state === "ended") return this.drawn ? "" : "Nothing was recorded here";
+    return history.at(-1)?.reason ?? STATES[state];
   }
 
   cover(text) {

@@ -1,0 +1,78 @@
+"""`roadmask compile` and `roadmask prune` as the command line sees them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import ConfigError, ModelError, OutputError
+
+
+def compile_model(
+    model: Annotated[
+        str, typer.Argument(help="A shipped model's name or a model's folder.")
+    ] = "roadnet",
+    engine: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to build for.")
+    ] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|f32|f16|bf16|int8",
+            help="What the network multiplies in; int8 where footage to calibrate with is given.",
+        ),
+    ] = None,
+    streams: Annotated[
+        int, typer.Option(min=1, max=64, help="Streams that a GPU takes at once.")
+    ] = 8,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
+    ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Make the model's INT8 form for CPUs first, from footage like what will be seen;"
+            " repeatable (needs the extra `int8`).",
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames to calibrate with.")] = 200,
+) -> None:
+    """Build an engine, read it back, check it against float32, and say how fast it is."""
+    from pipeline.cli import parse_size
+    from pipeline.compile import compile_engine, make_int8
+
+    size_hw = parse_size(size)
+    if calibrate:
+        if engine not in ("auto", "cpu") or precision not in (None, "int8"):
+            raise ConfigError("--calibrate makes INT8 for CPUs: give no other engine or precision")
+        engine, precision = "cpu", "int8"
+        make_int8(model, tuple(calibrate), frames, size_hw)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    print(compile_engine(model, engine, precision or "auto", streams, size_hw, say))
+
+
+def prune_model(
+    model: Annotated[str, typer.Argument(help="A shipped model's name or a model's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
+    ratio: Annotated[float, typer.Option(help="Share of the channels to take out.")] = 0.3,
+) -> None:
+    """Take a model's least important channels out; train it on afterwards (needs the extra `prune`)."""
+    from models import prune as pruning
+    from models.spec import SpecError
+
+    try:
+        print(pruning.prune(model, out, ratio).folder)
+    except SpecError as error:
+        raise ModelError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 
@@ -279,11 +280,10 @@ def test_a_seek_shows_the_picture_of_that_moment_at_once(
             found = settled(player, seen)
             assert player.position_seconds == moment
             for name, frames in collected.frames.items():
-                until = [f for f in frames if f.seconds <= moment]
-                latest = max(until, key=lambda frame: frame.frame_index)
-                assert found[name][0] in (latest.frame_index, latest.frame_index - 1)
-                (same,) = [f for f in frames if f.frame_index == found[name][0]]
-                assert found[name][1] == same.labels.tobytes()
+                # Each is let go when it came, but not before the one in front of it.
+                dues = accumulate((frame.seconds for frame in frames), max)
+                (*_, latest) = (f for f, due in zip(frames, dues, strict=True) if due <= moment)
+                assert found[name] == (latest.frame_index, latest.labels.tobytes())
         player.seek(player.duration_seconds)
         at_end = settled(player, seen)
         assert {name: index for name, (index, _) in at_end.items()} == {

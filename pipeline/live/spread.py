@@ -125,8 +125,6 @@ class _Balance:
 
     def _relief_of(self, fullest: str, settled: set[str]) -> Move | None:
         load = self.load(fullest)
-        if not load:  # a tenth less than nothing is gained by any move
-            return None
         best: tuple[float, Move] | None = None
         for camera in self.by_demand(self.served[fullest] & settled):
             to = self.emptiest(camera)
@@ -134,7 +132,10 @@ class _Balance:
                 continue
             left = load - self.share(camera, fullest)
             after = max(left, self.load(to) + self.share(camera, to))
-            if after <= (1 - LEAST_GAIN) * load and (best is None or after < best[0]):
+            gains = (
+                after < load and after <= (1 - LEAST_GAIN) * load
+            )  # of nearly nothing, a tenth is 0
+            if gains and (best is None or after < best[0]):
                 best = after, Move(camera, to)
         return best[1] if best is not None else None
 

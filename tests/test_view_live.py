@@ -54,9 +54,10 @@ class LiveRun:
         names: Sequence[str] = NAMES,
         size_hw: tuple[int, int] = SIZE_HW,
         fps: int = FPS,
+        max_latency_ms: float | None = 5000.0,
     ) -> None:
         self.session = folder / "drive"
-        self.names, self.size_hw = names, size_hw
+        self.names, self.size_hw, self.max_latency_ms = names, size_hw, max_latency_ms
         self.labels: dict[int, np.ndarray] = {}  # of the first camera, by frame
         self.interrupted = False
         frames = [planes for planes, _ in street(60, 5, size_hw)]
@@ -123,7 +124,8 @@ class LiveRun:
     def _run(self) -> None:
         config = LiveConfig(
             tuple(f"{name}={self.server.url(f'/{name}', 'me:secret99@')}" for name in self.names),
-            size_hw=self.size_hw, max_latency_ms=5000, silence_seconds=3, open_seconds=5, inline=True,
+            size_hw=self.size_hw, max_latency_ms=self.max_latency_ms,
+            silence_seconds=3, open_seconds=5, inline=True,
             record=self.session,
         )  # fmt: skip
         try:

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--light", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = LiveRun(Path(folder), NAMES, (360, 640), given.fps)
+        run = LiveRun(Path(folder), NAMES, (360, 640), given.fps, None)
         run.start()
         try:
             time.sleep(given.seconds)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,12 +17,21 @@ from pipeline.cli_ops import observing, plan_capacity, show_status
 from pipeline.cli_session import record_session, replay_session
 from pipeline.doctor import check_machine
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
+from pipeline.options import (
+    FAILED,
+    INTERRUPTED,
+    WRONG_USE,
+    EngineName,
+    ModelName,
+    NetworkSize,
+    Quiet,
+    Stopper,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from pipeline.progress import Display
     from pipeline.run import FarPlan, Plan
-
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     add_completion=False,
@@ -39,43 +46,6 @@ samples_app = typer.Typer(
     help="Get sample footage: rendered, or real by URL.",
 )
 app.add_typer(samples_app, name="samples")
-
-
-class Stopper:
-    """The first Ctrl-C asks the run to finish what it has decoded; the second gives up at once."""
-
-    def __init__(self) -> None:
-        self.pressed = False
-
-    def __call__(self) -> bool:
-        return self.pressed
-
-    @contextmanager
-    def listening(self, say: Callable[[str], None]) -> Iterator[None]:
-        def press(signum: int, frame: object) -> None:
-            if self.pressed:
-                raise KeyboardInterrupt
-            self.pressed = True
-            say("stopping: finishing what is decoded (Ctrl-C again gives up at once)")
-
-        before = {
-            number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def parse_size(text: str | None) -> tuple[int, int] | None:
-    """HEIGHTxWIDTH in pixels, None for None. Raises ConfigError."""
-    if text is None:
-        return None
-    height, cross, width = text.lower().partition("x")
-    if not (cross and height.isdecimal() and width.isdecimal()):
-        raise ConfigError(f"--size must be HEIGHTxWIDTH in pixels, such as 360x640, got {text!r}")
-    return int(height), int(width)
 
 
 def _version(wanted: bool) -> None:
@@ -114,12 +84,8 @@ def run(
         bool,
         typer.Option("--overlay", help="Write overlay.mp4, masks over the footage, with sound."),
     ] = False,
-    model: Annotated[
-        str, typer.Option(help="A shipped model's name or a model's folder.")
-    ] = "roadnet",
-    engine: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
-    ] = "auto",
+    model: ModelName = "roadnet",
+    engine: EngineName = "auto",
     precision: Annotated[
         str,
         typer.Option(
@@ -127,10 +93,7 @@ def run(
             help="What the network multiplies in; int8 is the fastest on a CPU, and a little coarser.",
         ),
     ] = "auto",
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
-    ] = None,
+    size: NetworkSize = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier run of the same was cut off.")
     ] = False,
@@ -171,7 +134,7 @@ def run(
         str | None,
         typer.Option(metavar="FILE|URL", help="Write a span a batch and stage, or send by OTLP."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+    quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="Show decisions, and tracebacks of defects.")
     ] = False,
@@ -319,12 +282,8 @@ def bench(
     source: Annotated[
         str, typer.Argument(metavar="VIDEO", help="A video file.")
     ] = "sample_videos/city_drive.mp4",
-    model: Annotated[
-        str, typer.Option(help="A shipped model's name or a model's folder.")
-    ] = "roadnet",
-    engine: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
-    ] = "auto",
+    model: ModelName = "roadnet",
+    engine: EngineName = "auto",
     precision: Annotated[
         str, typer.Option(metavar="auto|f32|f16|bf16|int8", help="What the network multiplies in.")
     ] = "auto",

@@ -8,12 +8,11 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import ConfigError, OutputError
-
-INTERRUPTED = 130
+from pipeline.options import INTERRUPTED, ModelArgument
 
 
 def evaluate_model(
-    model: Annotated[str, typer.Argument(help="A shipped model's name or a model's folder.")],
+    model: ModelArgument,
     dataset: Annotated[
         Path,
         typer.Argument(help="Folder with images/ and labels/ (or masks/), or of rendered clips."),

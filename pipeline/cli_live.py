@@ -9,12 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.errors import ConfigError
+from pipeline.options import (
+    FAILED,
+    INTERRUPTED,
+    EngineName,
+    ModelName,
+    NetworkSize,
+    Quiet,
+    Stopper,
+    TlsCert,
+    TlsKey,
+    ViewToken,
+    most_kept,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from pipeline.live.console import Console
     from pipeline.live.live import LiveHub
-
-FAILED, INTERRUPTED = 1, 130
 
 
 def watch_live(
@@ -75,19 +87,12 @@ def watch_live(
             help="Tell a webhook (http) or topic (mqtt) when a class takes more than a share; repeatable.",
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A shipped model's name or a model's folder.")
-    ] = "roadnet",
-    engine: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What runs the network.")
-    ] = "auto",
+    model: ModelName = "roadnet",
+    engine: EngineName = "auto",
     precision: Annotated[
         str, typer.Option(metavar="auto|f32|...", help="What the network multiplies in.")
     ] = "auto",
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
-    ] = None,
+    size: NetworkSize = None,
     silence: Annotated[
         float, typer.Option(metavar="SECONDS", help="Without a frame for so long, open anew.")
     ] = 10.0,
@@ -111,18 +116,10 @@ def watch_live(
             help="Share the cameras among the nodes of a running Ray cluster.",
         ),
     ] = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate (PEM) of the view; its key may be in it.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Key of --tls-cert.")] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="ROADMASK_VIEW_TOKEN",
-            help="What viewers must know; needed where others than this machine can see the view.",
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token: ViewToken = None,
+    quiet: Quiet = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show decisions.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Changes of state and final figures as JSON lines.")
@@ -135,19 +132,18 @@ def watch_live(
     if not sources and view is None:
         raise ConfigError("no camera given: name one, or give --view to add some there")
     viewed = _view_starter(view, tls_cert, tls_key, token) if view is not None else None
-    from pipeline.cli import parse_size
     from pipeline.live.config import LiveConfig, prepare_live
     from pipeline.live.console import Console
 
+    keep_seconds, keep_bytes = most_kept(keep_hours, keep_gb)
     plan = prepare_live(
         LiveConfig(
             tuple(sources or ()), model=model, engine=engine, precision=precision,
             size_hw=parse_size(size), max_latency_ms=max_latency, silence_seconds=silence,
             attempts=attempts, realtime=realtime, inline=inline, duration_seconds=duration,
             out=out, segment_seconds=segment, overlay=overlay, record=record, publish=publish,
-            keep_seconds=None if keep_hours is None else 3600 * keep_hours,
-            keep_bytes=None if keep_gb is None else int(keep_gb * 10**9),
-            events=tuple(event or ()), address=address,
+            keep_seconds=keep_seconds, keep_bytes=keep_bytes, events=tuple(event or ()),
+            address=address,
         )
     )  # fmt: skip
     with Console(quiet=quiet, as_json=as_json) as console:
@@ -160,7 +156,6 @@ def watch_live(
 def _run(
     plan: Any, console: Console, viewed: Callable[[Console], Callable[[LiveHub], Any]] | None
 ) -> int:
-    from pipeline.cli import Stopper
     from pipeline.live.command import run_live
 
     stopper = Stopper()

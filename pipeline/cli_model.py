@@ -9,12 +9,11 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import ConfigError, ModelError, OutputError
+from pipeline.options import ModelArgument, NetworkSize, parse_size
 
 
 def compile_model(
-    model: Annotated[
-        str, typer.Argument(help="A shipped model's name or a model's folder.")
-    ] = "roadnet",
+    model: ModelArgument = "roadnet",
     engine: Annotated[
         str, typer.Option(metavar="auto|cpu|cuda|tensorrt", help="What to build for.")
     ] = "auto",
@@ -28,10 +27,7 @@ def compile_model(
     streams: Annotated[
         int, typer.Option(min=1, max=64, help="Streams that a GPU takes at once.")
     ] = 8,
-    size: Annotated[
-        str | None,
-        typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
-    ] = None,
+    size: NetworkSize = None,
     calibrate: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,7 +39,6 @@ def compile_model(
     frames: Annotated[int, typer.Option(min=1, help="Frames to calibrate with.")] = 200,
 ) -> None:
     """Build an engine, read it back, check it against float32, and say how fast it is."""
-    from pipeline.cli import parse_size
     from pipeline.compile import compile_engine, make_int8
 
     size_hw = parse_size(size)
@@ -60,7 +55,7 @@ def compile_model(
 
 
 def prune_model(
-    model: Annotated[str, typer.Argument(help="A shipped model's name or a model's folder.")],
+    model: ModelArgument,
     out: Annotated[Path, typer.Option(help="Folder for the smaller model.")],
     ratio: Annotated[float, typer.Option(help="Share of the channels to take out.")] = 0.3,
 ) -> None:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import ConfigError
+from pipeline.options import FAILED
 
 if TYPE_CHECKING:
     from pipeline.metrics.observer import Observer
     from pipeline.progress import Display
     from pipeline.run import FarPlan, Plan
-
-FAILED = 1
 
 
 def observing(

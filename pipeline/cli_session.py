@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import ConfigError
+from pipeline.options import (
+    FAILED,
+    INTERRUPTED,
+    Quiet,
+    Stopper,
+    TlsCert,
+    TlsKey,
+    ViewToken,
+    most_kept,
+)
 
 if TYPE_CHECKING:
     from pipeline.live.hub import Hub
 
-FAILED, INTERRUPTED = 1, 130
 Say = Callable[[str], None]
 
 
@@ -43,7 +51,7 @@ def record_session(
         float | None,
         typer.Option(metavar="GB", help="Remove the oldest segments beyond this size."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Record cameras as they come, without labelling and without encoding again.
 
@@ -52,14 +60,12 @@ def record_session(
     from pipeline.session.capture import record_cameras
     from pipeline.session.format import Limits
 
-    limits = Limits(
-        segment_seconds=segment,
-        max_age_seconds=None if keep_hours is None else 3600 * keep_hours,
-        max_bytes=None if keep_gb is None else int(keep_gb * 10**9),
-    )
+    max_age_seconds, max_bytes = most_kept(keep_hours, keep_gb)
+    limits = Limits(segment_seconds=segment, max_age_seconds=max_age_seconds, max_bytes=max_bytes)
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"--seconds must be above 0, got {seconds}")
-    with _stopping() as stop:
+    stop = Stopper()
+    with stop.listening():
         failed = record_cameras(sources, out, limits, seconds, stop, _say(quiet))
         if stop():
             raise typer.Exit(INTERRUPTED)
@@ -101,18 +107,10 @@ def replay_session(
     paused: Annotated[
         bool, typer.Option("--paused", help="With --view: wait there for play or step.")
     ] = False,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate (PEM) of the view; its key may be in it.")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Key of --tls-cert.")] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="ROADMASK_VIEW_TOKEN",
-            help="What viewers must know; needed where others than this machine can see the view.",
-        ),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show errors only.")] = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    token: ViewToken = None,
+    quiet: Quiet = False,
 ) -> None:
     """Play a recorded session through the same stages as when it was live.
 
@@ -134,7 +132,8 @@ def replay_session(
     replay = Replay(config)
     for note in replay.notes:
         say(f"note: {note}")
-    with _stopping() as stop:
+    stop = Stopper()
+    with stop.listening():
         for line in replay.play(stop, show):
             say(line)
         if stop():
@@ -178,22 +177,3 @@ def _say(quiet: bool) -> Say:
             print(line, file=sys.stderr, flush=True)
 
     return say
-
-
-@contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) asks to stop, the second gives up at once."""
-    pressed = False
-
-    def press(signum: int, frame: object) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: pressed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

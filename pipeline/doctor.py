@@ -15,9 +15,9 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.errors import PipelineError
+from pipeline.options import FAILED
 from pipeline.settings import available_cores, cache_folder
 
-FAILED = 1
 CODECS = ("h264", "hevc", "av1", "vp9", "mjpeg")
 ENCODERS = ("libx264", "ffv1", "png")
 LEAST_FREE_BYTES = 1 << 30
@@ -56,7 +56,7 @@ def examine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    from pipeline.run import versions
+    from pipeline.versions import versions
 
     found = versions()
     missing = [name for name, version in found.items() if version == "not installed"]

@@ -26,9 +26,10 @@ from pipeline.bench.stages import DEVICE_ENGINES, bound_fps, keep, stage_shares,
 from pipeline.bench.sweeps import Course, pipeline, plain_contenders
 from pipeline.engines import check_fit, choose_engine
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.run import RunConfig, versions
+from pipeline.run import RunConfig
 from pipeline.settings import available_cores
 from pipeline.sinks import OutputOptions
+from pipeline.versions import versions
 
 SWEEPS = ("peers", "streams", "chunk", "size", "engines", "stages")
 Say = Callable[[str], None]

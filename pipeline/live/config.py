@@ -17,7 +17,8 @@ from pipeline.live.address import (
     split_name,
 )
 from pipeline.live.delivery import CameraConfig
-from pipeline.run import check_size, model_files, versions
+from pipeline.run import check_size, model_files
+from pipeline.versions import versions
 
 GPU_LATENCY_MS = 200.0
 CPU_LATENCY_MS = (

@@ -70,10 +70,8 @@ def certificate(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def tls_in_front_of(port: int, pem: Path) -> Iterator[int]:
-    """A port whose TLS connections go on, without it, to another port of this machine."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
+def tcp_server(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A port that does something with whoever connects."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:
@@ -82,9 +80,25 @@ def tls_in_front_of(port: int, pem: Path) -> Iterator[int]:
                 client, _ = listener.accept()
                 threading.Thread(target=attend, args=(client,), daemon=True).start()
 
-    def attend(plain: socket.socket) -> None:
+    def attend(client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            serve(client)
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield int(listener.getsockname()[1])
+    finally:
+        listener.close()
+
+
+@contextlib.contextmanager
+def tls_in_front_of(port: int, pem: Path) -> Iterator[int]:
+    """A port whose TLS connections go on, without it, to another port of this machine."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+
+    def serve(plain: socket.socket) -> None:
         with (
-            contextlib.suppress(OSError),
             context.wrap_socket(plain, server_side=True) as client,
             socket.create_connection(("127.0.0.1", port)) as server,
         ):
@@ -98,11 +112,8 @@ def tls_in_front_of(port: int, pem: Path) -> Iterator[int]:
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_RDWR)
 
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield int(listener.getsockname()[1])
-    finally:
-        listener.close()
+    with tcp_server(serve) as front:
+        yield front
 
 
 def camera_config(**changes: Any) -> CameraConfig:

@@ -37,6 +37,7 @@ from tests.cameras import (
     mount,
     number_of,
     steps_of,
+    tcp_server,
     tls_in_front_of,
     until,
 )
@@ -292,28 +293,6 @@ def resources() -> tuple[int, int, float]:
 
 
 # Servers that are none.
-
-
-@contextlib.contextmanager
-def tcp_server(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A port that does something with whoever connects."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                threading.Thread(target=attend, args=(client,), daemon=True).start()
-
-    def attend(client: socket.socket) -> None:
-        with contextlib.suppress(OSError), client:
-            serve(client)
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.close()
 
 
 def rubbish(client: socket.socket) -> None:

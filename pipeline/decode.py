@@ -12,13 +12,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from types import TracebackType
 from typing import Any
 
 import av
 import numpy as np
 from av.video.frame import VideoFrame
 
+from pipeline.closing import Closing
 from pipeline.errors import MediaError
 from pipeline.frames import (
     GROUP_FRAMES,
@@ -38,7 +38,7 @@ from pipeline.sources import Source
 ModelSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 
-class Decoder:
+class Decoder(Closing):
     """Decodes one source, every frame exactly once, in presentation order.
 
     `pts` are the video stream's own, in its own time base; see `Timestamps` for what happens to
@@ -96,17 +96,6 @@ class Decoder:
         self._threads, self._stop, self._batch_bytes = threads, stop, batch_bytes
         self._mark_seconds, self._start = mark_seconds, start
         self._reader: VideoReader | ImageReader | None = None
-
-    def __enter__(self) -> Decoder:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the source; not while another thread iterates: that is what `stop` is for."""

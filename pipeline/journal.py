@@ -21,11 +21,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from pipeline.closing import Closing
 from pipeline.errors import PipelineError
 from pipeline.frames import Mark, StreamInfo, StreamState
 from pipeline.parts import lock_folder, output_errors, prepare_folder, write_whole
@@ -63,7 +63,7 @@ class Record:
     publishing: bool = False
 
 
-class Journal:
+class Journal(Closing):
     """A source's journal, and the right to write to the source's folder.
 
     As a context manager it lets the folder go at the end, and removes it if it is new and empty.
@@ -95,17 +95,6 @@ class Journal:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def commit(self, record: Record) -> None:
         """Write a record in place of the last one. Raises OutputError; then the last one stays."""

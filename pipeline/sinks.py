@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from pipeline.closing import Closing
 from pipeline.errors import ConfigError
 from pipeline.frames import EndOfStream, Gap, LabelBatch, Mark, Pictures, StreamInfo
 from pipeline.journal import Journal, Record, stream_from_json, stream_to_json
@@ -70,7 +70,7 @@ class OutputOptions:
             )
 
 
-class Sink:
+class Sink(Closing):
     """Writes one source's files; they get their final names together, in `finish`.
 
     Until then everything is under temporary names in the same folder, so after an error, or a crash
@@ -126,17 +126,6 @@ class Sink:
             except BaseException:
                 self.abort()
                 raise
-
-    def __enter__(self) -> Sink:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def write(self, batch: LabelBatch) -> None:
         """Write a batch's frames to every output. Raises OutputError; abort after it."""

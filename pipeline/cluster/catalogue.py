@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipeline.closing import Closing
 from pipeline.cluster.listing import Listed
 from pipeline.sources import Source
 
@@ -66,7 +67,7 @@ class Counts:
     frames: int
 
 
-class Catalogue:
+class Catalogue(Closing):
     """The list. Not for several threads. As a context manager it is removed at the end."""
 
     def __init__(self) -> None:
@@ -78,12 +79,6 @@ class Catalogue:
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -2000;"
             + _SCHEMA
         )
-
-    def __enter__(self) -> Catalogue:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Remove it. May be called again."""

@@ -21,9 +21,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event, RLock, Thread
-from types import TracebackType
 
 from models.spec import Spec
+from pipeline.closing import Closing
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.live.address import (
     Address,
@@ -48,7 +48,7 @@ _MOST_KEPT = 16  # memories in one report, half a megabyte each
 _log = logging.getLogger(__name__)
 
 
-class Fleet:
+class Fleet(Closing):
     """The hub of a live run over several machines; a context manager that starts and stops it.
 
     Args:
@@ -90,14 +90,6 @@ class Fleet:
     def __enter__(self) -> Fleet:
         self._thread.start()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop every site. Listeners get the end of what they listen to."""

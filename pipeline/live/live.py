@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from threading import Lock, Thread
-from types import TracebackType
 
 from models.spec import Spec
+from pipeline.closing import Closing
 from pipeline.engines import MakeEngine
 from pipeline.errors import ConfigError
 from pipeline.live.address import Address, check_name, free_name, parse_address, usual_name
@@ -40,7 +40,7 @@ class Listener:
         """A camera was removed."""
 
 
-class LiveHub:
+class LiveHub(Closing):
     """The `Hub` of a live run; a context manager that starts and stops it.
 
     Args:
@@ -81,14 +81,6 @@ class LiveHub:
     def __enter__(self) -> LiveHub:
         self._labeller.start()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop every camera and the network. Listeners get the end of what they listen to."""

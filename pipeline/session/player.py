@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock, Thread
 
+from pipeline.closing import Closing
 from pipeline.session.clock import ReplayClock
 from pipeline.session.memory import ReplaySegmenter
 from pipeline.session.moments import duration_of, frame_before
@@ -61,7 +62,7 @@ class Lateness:
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-class Player:
+class Player(Closing):
     """Plays a session. All methods may be called from any thread, but not from `on_frame`.
 
     Attributes:
@@ -109,12 +110,6 @@ class Player:
         self.lateness = Lateness()
         self.duration_seconds = duration_of(session)
         self._start(start_seconds)
-
-    def __enter__(self) -> Player:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def position_seconds(self) -> float:

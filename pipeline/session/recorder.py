@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from av.packet import Packet
 
+from pipeline.closing import Closing
 from pipeline.errors import ConfigError, OutputError
 from pipeline.parts import PartFile, output_errors, sync
 from pipeline.session.camera import CameraTracks
@@ -52,7 +53,7 @@ class Run:
     monotonic: float
 
 
-class Recorder:
+class Recorder(Closing):
     """Writes a session folder. Recording into a folder that holds a session goes on with it.
 
     Attributes:
@@ -88,12 +89,6 @@ class Recorder:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock())
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def camera(self, name: str) -> CameraRecorder:
         """The recorder of a camera, made the first time it is asked for; from any thread.

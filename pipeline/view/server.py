@@ -15,6 +15,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from aiohttp.http import HttpProcessingError
 from aiohttp.typedefs import Handler
 
+from pipeline.closing import Closing
 from pipeline.errors import ConfigError
 from pipeline.live.hub import Hub
 from pipeline.metrics.meters import PrometheusMeters
@@ -48,7 +49,7 @@ _TYPES = {
 _PAGES = {"/": "index.html", "/login": "login.html", "/api": "api.html"}
 
 
-class View:
+class View(Closing):
     """A running view.
 
     Attributes:
@@ -78,12 +79,6 @@ class View:
         with contextlib.suppress(RuntimeError):  # closed before
             self._loop.call_soon_threadsafe(self._end)
         self._thread.join(_START_SECONDS)
-
-    def __enter__(self) -> View:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _end(self) -> None:
         self._stop.set()

@@ -126,7 +126,8 @@ class AudioCopy:
             output = trial.add_stream_from_template(stream)
             if language := stream.metadata.get("language"):
                 output.metadata["language"] = language
-            first = Packet(data)
+            first = Packet(len(data))
+            first.update(data)
             first.pts = first.dts = 0
             first.duration, first.time_base = packet.duration or 0, packet.time_base
             first.stream = output

@@ -128,6 +128,18 @@ def test_packets_are_kept_byte_for_byte_and_every_segment_plays(
 
 
 @needs_ffmpeg
+def test_what_lies_behind_a_packet_in_memory_changes_no_frame(
+    library: media.Library, tmp_path: Path
+) -> None:
+    """FFmpeg's MPEG-4 decoder reads on behind a packet; it must find zeros there each time."""
+    with Recorder(tmp_path / "s", None, Limits(segment_seconds=0.3)) as recorder:
+        feed(recorder.camera("front"), library.get("mpeg4.avi"))
+    session = Session.open(tmp_path / "s")
+    runs = (decode_from(session, session.cameras["front"]) for _ in range(40))
+    assert len({b"".join(d.frame.to_ndarray().tobytes() for d in run) for run in runs}) == 1
+
+
+@needs_ffmpeg
 @pytest.mark.parametrize(
     "name",
     ["corner90.mp4", "corner180.mp4", "corner270.mp4", "corner_mirror.mp4", "corner90_mirror.mp4",

@@ -206,7 +206,10 @@ class _Stretch:
 
 def _packet(segment: Segment, record: PacketRecord, data: bytes) -> Packet:
     assert segment.head.stream is not None
-    packet = Packet(data)
+    # FFmpeg's own memory, with zeros behind the data: decoders read past the end, and of `Packet(data)`,
+    # which points into the bytes object (PyAV 17), they would read whatever lies there.
+    packet = Packet(len(data))
+    packet.update(data)
     packet.pts, packet.dts = record.pts, record.dts
     packet.time_base = segment.head.stream.time_base
     if record.duration:

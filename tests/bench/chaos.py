@@ -167,6 +167,8 @@ class Tester:
         ray: its process.
     """
 
+    __test__ = False  # by its name pytest would take it for a class of tests
+
     def __init__(self, folder: Path, address: str, ray: int) -> None:
         self.folder, self.address, self.ray = folder, address, ray
         self.clips = make_clips(folder)

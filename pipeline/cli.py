@@ -12,7 +12,7 @@ import typer
 from pipeline import __version__
 from pipeline.cli_eval import evaluate_model
 from pipeline.cli_live import watch_live
-from pipeline.cli_model import compile_model, prune_model
+from pipeline.cli_model import average_models, compile_model, prune_model
 from pipeline.cli_ops import observing, plan_capacity, show_status
 from pipeline.cli_session import record_session, replay_session
 from pipeline.doctor import check_machine
@@ -273,6 +273,7 @@ app.command("replay")(replay_session)
 app.command("doctor")(check_machine)
 app.command("compile")(compile_model)
 app.command("prune")(prune_model)
+app.command("average")(average_models)
 app.command("status")(show_status)
 app.command("plan")(plan_capacity)
 

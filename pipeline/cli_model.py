@@ -1,8 +1,10 @@
-"""`roadmask compile` and `roadmask prune` as the command line sees them."""
+"""`roadmask compile`, `roadmask prune` and `roadmask average` as the command line sees them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -61,10 +63,34 @@ def prune_model(
 ) -> None:
     """Take a model's least important channels out; train it on afterwards (needs the extra `prune`)."""
     from models import prune as pruning
+
+    with _writing_a_model(out):
+        print(pruning.prune(model, out, ratio).folder)
+
+
+def average_models(
+    model: ModelArgument,
+    other: Annotated[
+        str,
+        typer.Argument(metavar="OTHER", help="A model of the same network, trained on from it."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the averaged model.")],
+    share: Annotated[float, typer.Option(help="Share of OTHER in the weights.")] = 0.5,
+) -> None:
+    """Average the weights of two models: what training on has taught, and less of what it forgot."""
+    from models import average as averaging
+
+    with _writing_a_model(out):
+        print(averaging.average(model, other, share, out).folder)
+
+
+@contextmanager
+def _writing_a_model(out: Path) -> Iterator[None]:
+    """Errors of making one model from others, as the command line says them."""
     from models.spec import SpecError
 
     try:
-        print(pruning.prune(model, out, ratio).folder)
+        yield
     except SpecError as error:
         raise ModelError(str(error)) from error
     except ValueError as error:

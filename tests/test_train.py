@@ -137,6 +137,7 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(
     assert second.step == 6
     second.run()
     assert weights_equal(whole.average, second.average)
+    assert load(str(tmp_path / "parts" / "phase_1"))[1].training["steps"] == 4
     # And from the end of the first phase, in a folder of its own.
     third = Trainer(config, tmp_path / "again", quiet)
     third.resume(tmp_path / "parts" / "phase_1.pt")

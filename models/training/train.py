@@ -7,6 +7,7 @@ holds all else, so that a run that was interrupted goes on as if it had not been
 What it leaves in its folder:
     model/          the finished model: the averaged weights of the last step
     best/           the averaged weights that scored best on `validate_on`, if there is any
+    phase_N/        the averaged weights at the end of each phase
     last.pt         to resume from; phase_N.pt the same at the end of each phase
     log.jsonl       losses, rates and scores; tensorboard/ the same as events
 """
@@ -153,6 +154,7 @@ class Trainer:
                 if self.step < first + phase.steps:
                     self._run_phase(phase, first)
                     self._save_checkpoint(self.folder / f"phase_{number}.pt")
+                    self._save_model(f"phase_{number}", None)
                 first += phase.steps
             self._save_checkpoint(self.checkpoint)
             return self._finish()
@@ -294,10 +296,9 @@ class Trainer:
         score = self.validate()
         miou = score.mean_iou() if score is not None else None
         path = self.folder / "model"
-        if self.place.leads:
-            self._save_model("model", miou)
-            got = "" if miou is None else f", val mIoU {100 * miou:.2f} %"
-            self.say(f"saved {path}: the averaged weights of the last step, {self.step}{got}")
+        self._save_model("model", miou)
+        got = "" if miou is None else f", val mIoU {100 * miou:.2f} %"
+        self.say(f"saved {path}: the averaged weights of the last step, {self.step}{got}")
         if self.best:
             self.say(
                 f"saved {self.folder / 'best'}: those of step {self.best['step']:.0f}, best on"
@@ -307,6 +308,8 @@ class Trainer:
         return path
 
     def _save_model(self, name: str, miou: float | None) -> None:
+        if not self.place.leads:
+            return
         # The score is of the weights before they are rounded to the file's fp16.
         measured = {} if miou is None else {"val_miou_in_training": round(miou, 4)}
         spec = replace(self.spec, training=self._facts(), measured=measured)

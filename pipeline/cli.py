@@ -108,12 +108,12 @@ def run(
         ),
     ] = "auto",
     address: Annotated[
-        str | None, typer.Option(metavar="auto|URL", help="A running Ray cluster to use.")
+        str | None, typer.Option(metavar="auto|HOST:PORT", help="A running Ray cluster to use.")
     ] = None,
     tries: Annotated[
         int,
         typer.Option(
-            min=1, help="On a cluster, and from or to afar: failures until a source is put aside."
+            min=1, help="With --address or buckets: failures until a source is put aside."
         ),
     ] = 3,
     segmenters: Annotated[
@@ -123,16 +123,23 @@ def run(
         float | None,
         typer.Option(
             metavar="SECONDS",
-            help="There too: label long files in spans of so long, side by side; almost the same labels.",
+            help="With --address or buckets: label files of twice this in spans of so long, side by side;"
+            " almost the same labels, else whole.",
         ),
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option(metavar="[HOST:]PORT", help="Serve Prometheus metrics and the run's status."),
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Serve Prometheus metrics and the run's status (extra `metrics`).",
+        ),
     ] = None,
     trace: Annotated[
         str | None,
-        typer.Option(metavar="FILE|URL", help="Write a span a batch and stage, or send by OTLP."),
+        typer.Option(
+            metavar="FILE|URL",
+            help="Write a span a batch and stage, or send by OTLP (extra `trace`).",
+        ),
     ] = None,
     quiet: Quiet = False,
     verbose: Annotated[

@@ -34,12 +34,15 @@ def watch_live(
         list[str] | None,
         typer.Argument(
             metavar="[NAME=]SOURCE...",
-            help="rtsp:// (rtspu:// for UDP), rtmp://, http(s)://, srt://, udp://, /dev/videoN.",
+            help="rtsp:// (rtspu:// for UDP), rtmp://, http(s)://, srt://, udp://, /dev/videoN,"
+            " or a file, with --realtime.",
         ),
     ] = None,
     view: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Serve the live view, such as 127.0.0.1:8000."),
+        typer.Option(
+            metavar="HOST:PORT", help="Serve the live view, such as 127.0.0.1:8000 (extra `view`)."
+        ),
     ] = None,
     record: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Record cameras and labels, for replay.")
@@ -90,7 +93,7 @@ def watch_live(
     model: ModelName = "roadnet",
     engine: EngineName = "auto",
     precision: Annotated[
-        str, typer.Option(metavar="auto|f32|...", help="What the network multiplies in.")
+        str, typer.Option(metavar="auto|f32|f16|bf16|int8", help="What the network multiplies in.")
     ] = "auto",
     size: NetworkSize = None,
     silence: Annotated[

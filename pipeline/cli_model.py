@@ -34,8 +34,8 @@ def compile_model(
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Make the model's INT8 form for CPUs first, from footage like what will be seen;"
-            " repeatable (needs the extra `int8`).",
+            help="Make the model's INT8 form for CPUs first, in its folder, from footage like what will be"
+            " seen; repeatable (needs the extra `int8`).",
         ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames to calibrate with.")] = 200,
@@ -75,9 +75,9 @@ def average_models(
         typer.Argument(metavar="OTHER", help="A model of the same network, trained on from it."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the averaged model.")],
-    share: Annotated[float, typer.Option(help="Share of OTHER in the weights.")] = 0.5,
+    share: Annotated[float, typer.Option(help="Share of OTHER, over 0 and under 1.")] = 0.5,
 ) -> None:
-    """Average the weights of two models: what training on has taught, and less of what it forgot."""
+    """Average the weights of a model and of one trained on from it: less of what that forgot."""
     from models import average as averaging
 
     with _writing_a_model(out):

@@ -57,7 +57,9 @@ def show_status(
 def plan_capacity(
     streams: Annotated[int, typer.Option(min=1, help="Cameras.")] = 100,
     fps: Annotated[float, typer.Option(help="Frames a second of each.")] = 30.0,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Of their pictures.")] = "1280x720",
+    size: Annotated[
+        str, typer.Option(metavar="WxH", help="Of their pictures, width first.")
+    ] = "1280x720",
     mbps: Annotated[float, typer.Option(help="Megabit a second of each camera's video.")] = 4.0,
     costs: Annotated[
         Path | None,

@@ -33,8 +33,9 @@ def record_session(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE...",
-            help="rtsp://, rtmp://, http(s)://, srt://, udp://, /dev/videoN, or a file played at its pace.",
+            metavar="[NAME=]SOURCE...",
+            help="rtsp:// (rtspu:// for UDP), rtmp://, http(s)://, srt://, udp://, /dev/videoN,"
+            " or a file played at its pace.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the session; one that is there goes on.")],
@@ -99,10 +100,11 @@ def replay_session(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="auto|f32|bf16|int8", help="By default as recorded."),
+        typer.Option(metavar="auto|f32|f16|bf16|int8", help="By default as recorded."),
     ] = None,
     view: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve the live view of the replay.")
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve the live view of the replay (extra `view`)."),
     ] = None,
     paused: Annotated[
         bool, typer.Option("--paused", help="With --view: wait there for play or step.")

@@ -84,6 +84,10 @@ class RunConfig:
                 f"spans must be at least {SHORTEST_SPAN_SECONDS:g} s, got {self.split_seconds:g}: the"
                 " warm-up would cost more than it gains"
             )
+        if not self.far and (self.split_seconds is not None or self.segmenters > 1):
+            raise ConfigError(
+                "--split and --segmenters are for jobs over a cluster or buckets: give --address"
+            )
         if self.chunk < 1:
             raise ConfigError(f"chunk must be at least 1 frame, got {self.chunk}")
         if self.placement == "inline" and self.address is not None:

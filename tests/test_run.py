@@ -182,6 +182,7 @@ def test_bad_sources_are_named_and_harm_no_other(clips: Path, tmp_path: Path) ->
         (["--labels", "gif"], "gif"),
         (["--placement", "nowhere"], "unknown placement 'nowhere'"),
         (["--inline", "--address", "auto"], "cannot be combined with --address"),
+        (["--split", "60"], "--split and --segmenters are for jobs over a cluster or buckets"),
         (
             ["--inline", "--placement", "spread"],
             "--inline and --placement spread exclude each other",

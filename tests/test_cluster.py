@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -17,23 +20,28 @@ import pytest
 
 from models.registry import save
 from pipeline.cluster.catalogue import Catalogue
-from pipeline.cluster.errands import FarJob, FarReport
+from pipeline.cluster.errands import Cut, FarJob, FarReport, Join, Span
 from pipeline.cluster.feed import Retried
 from pipeline.cluster.hands import Builder
 from pipeline.cluster.ledger import Ledger, Lock
-from pipeline.cluster.listing import Listed, listed
+from pipeline.cluster.listing import Listed, listed, tree_sources
 from pipeline.cluster.nodes import Answer, Node, Question, look_around
 from pipeline.cluster.plan import FarPlan
 from pipeline.cluster.spans import COMPARED_FRAMES, WARM_UP_FRAMES, cut
+from pipeline.cluster.storage import Entry, UnreachableError
 from pipeline.config import whereto
 from pipeline.engines import EngineChoice
 from pipeline.errors import ConfigError, OutputError, PipelineError, SourceNotFoundError
+from pipeline.frames import Mark
+from pipeline.journal import Journal, Record
+from pipeline.metrics.measure import MOST_NAMED, OTHERS
 from pipeline.progress import Meter
 from pipeline.run import RunConfig, model_files, prepare, run
 from pipeline.sinks import OutputOptions
 from pipeline.sources import Source
-from pipeline.stages import Job, SourceReport
+from pipeline.stages import Job, Progress, SourceReport
 from pipeline.versions import versions
+from pipeline.work import Stretch, Work
 from tests import media
 from tests.bench.chaos import contents
 from tests.bench.cluster import measure_listing
@@ -123,6 +131,67 @@ def test_what_names_nothing_says_so(tmp_path: Path) -> None:
         assert isinstance(item[1], kind), item
 
 
+def test_a_folder_that_cannot_be_listed_costs_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of; what a pattern asks for in vain in one folder is no error."""
+    make_tree(tmp_path)
+    (tmp_path / "b" / "loop").symlink_to("loop")
+    locked, scan = str(tmp_path / "a"), os.scandir
+
+    def scandir(folder: str) -> object:
+        if folder == locked:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr("pipeline.cluster.listing.os.scandir", scandir)
+    text = f"{tmp_path}/**/*.mp4"
+    top, failure, other = listed([text])
+    assert [item.source.stream_id for item in (top, other) if isinstance(item, Listed)] == [
+        "top", "b/2",
+    ]  # fmt: skip
+    assert not isinstance(failure, Listed)
+    assert (failure[0], str(failure[1])) == (text, f"{locked}: cannot be listed: Permission denied")
+    assert names([f"{tmp_path}/*/2.mp4"]) == ["b/2"]
+    (tmp_path / "b" / "front").mkdir()
+    (tmp_path / "b" / "front" / "3.mp4").write_bytes(b"x")
+    assert names([f"{tmp_path}/*/front/*.mp4"]) == ["b/front/3"]
+
+
+def test_a_bucket_that_is_away_is_not_asked_for_every_folder() -> None:
+    class Away:
+        asked = 0
+
+        def look(self, folder: str) -> tuple[list[Entry], list[str]]:
+            self.asked += 1
+            if folder != "s3://x":
+                raise UnreachableError(f"{folder}: cannot be reached")
+            return [], [f"{folder}/{number}" for number in range(5)]
+
+        def place(self, folder: str) -> str:
+            return folder
+
+    tree = Away()
+    with pytest.raises(UnreachableError, match="s3://x/0: cannot be reached"):
+        list(tree_sources(tree, "s3://x", ["**", "*.mp4"], "s3://x/**/*.mp4"))
+    assert tree.asked == 2
+
+
+def test_links_that_lead_round_are_followed_once(tmp_path: Path) -> None:
+    make_tree(tmp_path)
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "b" / "other").symlink_to(tmp_path / "a")
+    assert names([f"{tmp_path}/**/*.mp4"]) == [
+        "top",
+        "a/9",
+        "a/10",
+        "b/2",
+        "b/other/9",
+        "b/other/10",
+    ]
+    assert names([f"{tmp_path}/a/*/*.mp4"]) == ["up/top"]  # a pattern with an end has it
+
+
 def test_the_same_file_is_one_source_and_the_same_name_two(tmp_path: Path) -> None:
     for name in ("clip.mp4", "clip.mkv", "CLIP.avi", "other.mp4"):
         (tmp_path / name).write_bytes(b"x")
@@ -207,6 +276,74 @@ def test_a_source_of_a_node_that_was_cut_off_waits_for_it(tmp_path: Path, a_job:
         assert work is not None
         assert [r.error for r in feed.reported(work, SourceReport("s0", "s0", 5))] == [None]
         assert feed.pending() == 0
+
+
+SPANS = tuple(Span(n, 10 * n, 0, 0, tuple(range(10 * n, 10 * n + 10)), None) for n in range(2))
+
+
+def test_parts_go_only_to_who_sees_the_source(tmp_path: Path, a_job: Job) -> None:
+    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
+        there = Listed(Source("there", "/there/long.mp4"), "/there", 200, "v")
+        catalogue.fill([there, *some_sources(2)])
+        feed = Retried(a_job, catalogue, ledger, 3, lambda line: None)
+        begun, also = feed.take(()), feed.take(())
+        assert begun is not None
+        assert also is not None
+        feed.cut(begun, Cut("there", SPANS))
+        feed.cut(also, Cut("s0", SPANS))
+        found = [feed.take(["/there"]) for _ in range(4)]
+        assert [work and (work.source.stream_id, work.part) for work in found] == [
+            ("s0", SPANS[0]), ("s0", SPANS[1]), ("s1", None), None,
+        ]  # fmt: skip
+        assert feed.pending() == 2
+        spans = [feed.take(()) for _ in SPANS]
+        for work in spans:
+            assert work is not None
+            list(feed.reported(work, SourceReport("there", "x", 10)))
+        assert feed.take(["/there"]) is None
+        joined = feed.take(["/elsewhere"])
+        assert joined is not None
+        assert joined.part == Join((0, 10))
+
+
+def test_nothing_begins_after_a_stop(tmp_path: Path, a_job: Job) -> None:
+    """Whatever comes back from workers then: it waits for --resume."""
+    told: list[str] = []
+    broken = SourceReport("x", "x", error="broken")
+    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
+        catalogue.fill(some_sources(5))
+        feed = Retried(a_job, catalogue, ledger, 3, told.append)
+        taken = [feed.take(()) for _ in range(5)]
+        failed, lost, cut, split, last = [work for work in taken if work is not None]
+        feed.cut(split, Cut("s3", SPANS))
+        spans = [feed.take(()) for _ in SPANS]
+        feed.stop()
+        assert list(feed.reported(failed, broken)) == []
+        assert list(feed.lost(lost)) == []
+        feed.cut(cut, Cut("s2", SPANS))
+        for work in spans:
+            assert work is not None
+            assert list(feed.reported(work, SourceReport("s3", "x", 10))) == []
+        assert [r.error for r in feed.reported(last, SourceReport("s4", "x", 5))] == [None]
+        assert (feed.pending(), feed.take(())) == (0, None)
+        counts = catalogue.counts()
+    assert (counts.done, counts.left + counts.running, feed.retries) == (1, 4, 0)
+    assert told == ["broken; trying again with --resume (2 of 3)"]
+
+
+def test_a_second_try_goes_on_with_the_first(tmp_path: Path, a_job: Job) -> None:
+    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
+        catalogue.fill(some_sources(1))
+        feed = Retried(a_job, catalogue, ledger, 3, lambda line: None)
+        first = feed.take(())
+        assert first is not None
+        assert not first.restarts.resume
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pipeline.cluster.feed.FIRST_PAUSE_SECONDS", 0.0)
+            list(feed.reported(first, SourceReport("s0", "x", error="not delivered")))
+        second = feed.take(())
+        assert second is not None
+        assert second.restarts.resume
 
 
 def test_a_ledger_survives_a_line_that_was_cut_off(tmp_path: Path) -> None:
@@ -330,6 +467,25 @@ def test_results_that_the_ledger_does_not_know_of_are_found(clips: Path, tmp_pat
     assert (out / "one" / "labels.mkv").stat().st_mtime_ns > stamp
 
 
+def test_a_death_does_not_ask_for_what_another_job_has_left(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who gave no --resume is not refused for results, finished or not, of other options."""
+    out, source = tmp_path / "out", str(clips / "one.mp4")
+    _far_here(source, out)
+    stamp = (out / "one" / "labels.mkv").stat().st_mtime_ns
+    monkeypatch.setattr("pipeline.restarts.Restarts.resume", True)  # as after a death
+    report = _far_here(source, out, tries=1, split_seconds=60.0)["one"]
+    assert (report.error, report.frames, report.notes) == (None, FRAMES, ())
+    assert (out / "one" / "labels.mkv").stat().st_mtime_ns > stamp
+    with Journal(out / "one", {"the model": "another"}, resume=False) as journal:
+        journal.commit(Record(journal.identity, Mark(8, {}), {}, "now"))
+    assert _far_here(source, out, tries=1, split_seconds=60.0)["one"].error is None
+    (out / ".roadmask" / "ledger.jsonl").unlink()
+    refused = _far_here(source, out, resume=True)["one"]
+    assert "cannot be gone on with: the split was 60.0, is None" in (refused.error or "")
+
+
 def test_a_source_is_not_overwritten_by_a_job(clips: Path, tmp_path: Path) -> None:
     clip = tmp_path / "out" / "one" / "one.mp4"
     clip.parent.mkdir(parents=True)
@@ -409,10 +565,10 @@ def _split(
     **settings: object,
 ) -> list[SourceReport]:
     chosen = {"engine": "counting", "size_hw": (96, 128), **settings}
-    config = RunConfig((str(clip),), out, options, placement="inline", split_seconds=seconds,
-                       **chosen)  # type: ignore[arg-type]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunConfig, "far", True)
+        config = RunConfig((str(clip),), out, options, placement="inline", split_seconds=seconds,
+                           **chosen)  # type: ignore[arg-type]  # fmt: skip
         reports = [e for e in run(prepare(config), teller=ears) if isinstance(e, SourceReport)]
     assert [report.error for report in reports] == [None]
     return reports
@@ -557,3 +713,38 @@ def test_an_error_nobody_foresaw_harms_no_other(
     _far_here(f"{clips}/*.mp4", tmp_path / "out")
     reports = _far_here(f"{clips}/*.mp4", tmp_path / "out", resume=True, tries=1)
     assert reports["one"].error is None  # the ledger knew; nobody had to look
+
+
+def test_streams_share_the_names_that_a_process_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many sources a worker has done, and by however many threads at once."""
+    pytest.importorskip("ray")
+    from pipeline.metrics import on_ray
+
+    seen = Counter[str]()
+
+    class Heard:
+        def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
+            if name == "frames":
+                seen[labels["stream"]] += 1
+
+        def set(self, name: str, value: float, **labels: str) -> None:
+            pass
+
+        def observe(self, name: str, value: float, times: int = 1, **labels: str) -> None:
+            pass
+
+    monkeypatch.setattr(on_ray, "RayMeters", Heard)
+    stretch = Stretch(0.0, 0.1)
+
+    def tell(number: int) -> None:
+        done = Work(f"s{number}", 0, 1, stretch, None, stretch, (0.1,), 0)
+        list(on_ray.told(iter([Progress(f"s{number}", 1, None, done)])))
+
+    on_ray._meter.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(tell, range(MOST_NAMED + 50)))
+    finally:
+        on_ray._meter.cache_clear()
+    assert len(seen) == MOST_NAMED + 1
+    assert seen[OTHERS] == 3 * 50  # a count for each stage

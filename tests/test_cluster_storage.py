@@ -17,11 +17,14 @@ import pytest
 from s3fs import S3FileSystem
 
 from pipeline.cluster import storage
+from pipeline.cluster.errands import local_copy
 from pipeline.cluster.ledger import Ledger, Lock
 from pipeline.cluster.listing import Listed, listed
-from pipeline.cluster.storage import CredentialsError, StorageError, UnreachableError
+from pipeline.cluster.storage import CredentialsError, Entry, StorageError, UnreachableError
 from pipeline.errors import ConfigError, OutputError, SourceNotFoundError
 from pipeline.settings import scratch_folder
+from pipeline.sources import Source
+from pipeline.stages import Job, RunEvent, process
 from tests import media
 from tests.bench.chaos import contents
 from tests.bench.cluster import s3_server
@@ -409,7 +412,7 @@ def test_from_a_web_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             reports = far_run([url], tmp_path / "out")
         server.shutdown()
     assert [(name, r.error, r.frames) for name, r in reports.items()] == [("a clip", None, FRAMES)]
-    assert reports["a clip"].source == url
+    assert reports["a clip"].source == url.replace("a/b", "***")
 
 
 def test_any_file_system_gets_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,3 +428,129 @@ def test_any_file_system_gets_whole_files(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"there is no storage of the kind s4://"):
         storage.open_store("s4://x")
     assert issubclass(UnreachableError, StorageError)
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A bucket in this process."""
+    _use(monkeypatch, "http://127.0.0.1:1", tmp_path)
+    yield "memory://near"
+    store, _ = storage.open_store("memory://near")
+    if store.exists("/near"):
+        store.rm("/near", recursive=True)
+
+
+def test_a_copy_that_stayed_behind_counts_while_it_is_the_same(
+    near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was killed left it in the scratch folder; meanwhile the object may be another."""
+    uri, target = f"{near}/x.mp4", tmp_path / "in" / "x.mp4"
+    storage.write(uri, b"old" * 100)
+    storage.fetch(uri, target)
+    with monkeypatch.context() as patch:
+        patch.delattr("pipeline.cluster.storage._piece")
+        storage.fetch(uri, target)
+    assert target.read_bytes() == b"old" * 100
+    storage.write(uri, b"new" * 100)  # as long, and at once
+    storage.fetch(uri, target)
+    assert target.read_bytes() == b"new" * 100
+    target.write_bytes(b"own" * 100)
+    (target.parent / ".x.mp4.whole").unlink()  # nobody fetched it
+    storage.fetch(uri, target)
+    assert target.read_bytes() == b"new" * 100
+    monkeypatch.setattr("pipeline.cluster.storage.entry_of", lambda uri, info: Entry(uri, 300, ""))
+    target.write_bytes(b"old" * 100)
+    storage.fetch(uri, target)  # nothing tells whether it is the same
+    assert target.read_bytes() == b"new" * 100
+
+
+def test_a_source_that_was_replaced_is_not_labelled_by_its_old_copy(near: str) -> None:
+    source = Source("x", f"{near}/x.mp4")
+    storage.write(source.uri, b"old")
+    with local_copy(source) as here:
+        copy = Path(here.uri)
+        storage.write(source.uri, b"new")
+        with local_copy(source) as again:  # another source of this machine
+            assert again.uri == here.uri
+            assert copy.read_bytes() == b"new"
+    assert not copy.parent.exists()
+
+
+def test_a_delivery_that_failed_is_tried_again_without_labelling(
+    near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "one.mp4"
+    media.write_moving_clip(clip, FRAMES, seed=1)
+    put, sent, labelled = storage.put, list[str](), list[str]()
+
+    def failing(file: Path, uri: str) -> None:
+        sent.append(uri)
+        if len(sent) == 2:
+            raise UnreachableError(f"{uri}: broke off")
+        put(file, uri)
+
+    def counted(job: Job, source: Source, *rest: object, **more: object) -> Iterator[RunEvent]:
+        labelled.append(source.stream_id)
+        return process(job, source, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pipeline.cluster.storage.put", failing)
+    monkeypatch.setattr("pipeline.cluster.job.process", counted)
+    ears = Ears()
+    report = far_run([str(clip)], near, ears)["one"]
+    assert (report.error, report.frames, labelled) == (None, FRAMES, ["one"])
+    assert storage.read(f"{near}/one/manifest.json") is not None
+    assert len(ears.warnings) == 1
+
+
+def test_a_death_does_not_ask_for_another_job_s_results_in_a_bucket(
+    near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "one.mp4"
+    media.write_moving_clip(clip, FRAMES, seed=1)
+    far_run([str(clip)], near)
+    monkeypatch.setattr("pipeline.restarts.Restarts.resume", True)  # as after a death
+    report = far_run([str(clip)], near, split_seconds=60.0)["one"]
+    assert (report.error, report.frames, report.notes) == (None, FRAMES, ())
+    manifest = json.loads(storage.read(f"{near}/one/manifest.json") or b"{}")
+    assert manifest["identity"]["the split"] == 60.0
+
+
+def test_a_ledger_waits_for_a_bucket_that_is_away(
+    near: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.cluster.ledger.SYNC_SECONDS", 0.0)
+    ledger = Ledger(near, anew=True)
+    errors: list[StorageError] = [UnreachableError("away"), CredentialsError("expired")]
+
+    def failing(uri: str, data: bytes) -> None:
+        raise errors[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.cluster.storage.write", failing)
+        ledger.note({"id": "a"})
+        errors.pop(0)
+        with pytest.raises(CredentialsError):
+            ledger.note({"id": "b"})
+    ledger.note({"id": "c"})
+    assert [record["id"] for record in ledger.records()] == ["a", "b", "c"]
+
+
+def test_a_job_whose_ledger_cannot_be_written_says_so_and_reports(
+    near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "one.mp4"
+    media.write_moving_clip(clip, FRAMES, seed=1)
+    monkeypatch.setattr("pipeline.cluster.ledger.SYNC_SECONDS", 0.0)
+    write = storage.write
+
+    def failing(uri: str, data: bytes) -> None:
+        if "ledger-" in uri:
+            raise UnreachableError(f"{uri}: cannot be reached")
+        write(uri, data)
+
+    monkeypatch.setattr("pipeline.cluster.storage.write", failing)
+    with pytest.raises(UnreachableError, match=r"ledger-.*cannot be reached"):
+        far_run([str(clip)], near)
+    report = json.loads(storage.read(f"{near}/report.json") or b"{}")
+    assert (report["done"], report["left"]) == (1, 0)
+    assert storage.read(f"{near}/one/manifest.json") is not None

@@ -40,12 +40,14 @@ class Task:
         size: bytes, 0 where unknown.
         version: of its content.
         tries: how often it has failed so far.
+        root: what it was found under.
     """
 
     source: Source
     size: int
     version: str
     tries: int
+    root: str
 
 
 @dataclass(frozen=True)
@@ -177,15 +179,15 @@ class Catalogue(Closing):
         """
         holes = ", ".join("?" * len(unseen))
         row = self._base.execute(
-            "SELECT id, uri, kind, files, size, version, tries FROM sources WHERE state = 'left' AND"
+            "SELECT id, uri, kind, files, size, version, tries, root FROM sources WHERE state = 'left' AND"
             f" not_before <= ? AND root NOT IN ({holes}) ORDER BY size DESC, seq LIMIT 1",
             (now, *unseen),
         ).fetchone()
         if row is None:
             return None
-        name, uri, kind, files, size, version, tries = row
+        name, uri, kind, files, size, version, tries, root = row
         self._set(name, state=RUNNING)
-        return Task(Source(name, uri, kind, tuple(json.loads(files))), size, version, tries)
+        return Task(Source(name, uri, kind, tuple(json.loads(files))), size, version, tries, root)
 
     def put_back(self, name: str, tries: int, not_before: float) -> None:
         """A source is to be tried again, at that time at the earliest."""

@@ -235,6 +235,7 @@ class Crew:
         elsewhere = [other for other in self._idle if other.site is lane.site]
         for other in elsewhere:
             self._idle.remove(other)
+        self._widen()  # others may have had no lane so far
 
 
 def run_on_ray(

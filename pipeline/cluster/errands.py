@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.cluster import storage
 from pipeline.cluster.storage import CredentialsError, is_remote, joined
 from pipeline.errors import PipelineError
+from pipeline.journal import JOURNAL
 from pipeline.parts import lock_folder, output_errors
 from pipeline.resume import survey
 from pipeline.seek import KeyPacket
@@ -178,12 +179,22 @@ def _looked_up(job: FarJob, source: Source) -> SourceReport | None:
                 (folder / MANIFEST).write_bytes(there)
     found = survey(job, [source])
     for report in found.refused:
-        return FarReport(**vars(report), again=False)
+        if job.resume:
+            return FarReport(**vars(report), again=False)
+        _forget(job, folder)
     for report in found.done:
         if job.remote_out is not None:  # it may have died between the results and their delivery
             return _delivered(job, source, report)
         return report
     return None
+
+
+def _forget(job: FarJob, folder: Path) -> None:
+    """Nobody asked to go on with what another job has left: not its journal, nor a manifest fetched here."""
+    with output_errors(folder):
+        (folder / JOURNAL).unlink(missing_ok=True)
+        if job.remote_out is not None:
+            (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def _delivered(job: FarJob, source: Source, report: SourceReport) -> SourceReport:

@@ -27,11 +27,13 @@ class Work:
         source: the stream.
         restarts: the deaths of its processes so far.
         part: which part of it; None for all, or to see whether it is to be cut.
+        root: what it was found under; who sees that, sees it.
     """
 
     source: Source
     restarts: Restarts
     part: Part | None = None
+    root: str = ""
 
     @classmethod
     def on(cls, job: Job, source: Source) -> Work:
@@ -46,7 +48,7 @@ class Feed(Protocol):
         ...
 
     def pending(self) -> int:
-        """Sources that wait, now or until a pause is over."""
+        """Sources that wait, now or until a pause is over; none once it is stopped."""
         ...
 
     def reported(self, work: Work, report: SourceReport) -> Iterator[SourceReport]:
@@ -71,12 +73,13 @@ class Fixed:
 
     def __init__(self, job: Job, sources: Sequence[Source]) -> None:
         self._job, self._waiting = job, list(reversed(sources))
+        self._stopped = False
 
     def take(self, unseen: Sequence[str]) -> Work | None:
-        return Work.on(self._job, self._waiting.pop()) if self._waiting else None
+        return Work.on(self._job, self._waiting.pop()) if self.pending() else None
 
     def pending(self) -> int:
-        return len(self._waiting)
+        return 0 if self._stopped else len(self._waiting)
 
     def reported(self, work: Work, report: SourceReport) -> Iterator[SourceReport]:
         yield report
@@ -89,7 +92,7 @@ class Fixed:
         yield from ()
 
     def stop(self) -> None:
-        self._waiting.clear()
+        self._stopped = True
 
 
 @dataclass
@@ -139,6 +142,7 @@ class Retried:
         self._orphaned: set[str] = set()  # a node that was cut off may work on them still
         self._parts: dict[str, Parts] = {}
         self._ready: deque[Work] = deque()  # parts of sources that have begun
+        self._stopped = False
         self.fatal: str | None = None
         self.retries = 0
         self.began: float | None = None
@@ -146,25 +150,31 @@ class Retried:
     def take(self, unseen: Sequence[str]) -> Work | None:
         if self.began is None:
             self.began = time.monotonic()
-        if self._ready:
-            return self._ready.popleft()
+        if not self.pending():
+            return None
+        for place, work in enumerate(self._ready):
+            if work.root not in unseen:
+                del self._ready[place]
+                return work
         task = self._catalogue.take(time.time(), unseen) if self._left else None
         if task is None:
             return None
         self._left -= 1
         name = task.source.stream_id
         self._running[name] = task
-        restarts = self._lost.pop(name, None) or Restarts(self._job, task.source)
-        return Work(task.source, restarts)
+        # What a try has made stays if only its delivery failed.
+        job = replace(self._job, resume=True) if task.tries else self._job
+        restarts = self._lost.pop(name, None) or Restarts(job, task.source)
+        return Work(task.source, restarts, root=task.root)
 
     def pending(self) -> int:
-        return self._left + len(self._ready)
+        return 0 if self._stopped else self._left + len(self._ready)
 
     def cut(self, work: Work, cut: Cut) -> None:
         begins = tuple(span.begin for span in cut.spans)
         self._parts[cut.stream_id] = Parts(set(range(len(begins))), begins)
         for span in cut.spans:
-            self._ready.append(replace(work, restarts=Restarts(self._job, work.source), part=span))
+            self._ready.append(self._anew(work, span))
 
     def reported(self, work: Work, report: SourceReport) -> Iterator[SourceReport]:
         name = work.source.stream_id
@@ -211,7 +221,7 @@ class Retried:
         self._ready.append(self._anew(work, Whole()))
 
     def _anew(self, work: Work, part: Part) -> Work:
-        return Work(work.source, Restarts(self._job, work.source), part)
+        return replace(work, restarts=Restarts(self._job, work.source), part=part)
 
     def lost(self, work: Work) -> Iterator[SourceReport]:
         """Its node is gone; after too many nodes the source is what ends them."""
@@ -229,8 +239,7 @@ class Retried:
             self._put_back(task, task.tries, 0.0)
 
     def stop(self) -> None:
-        self._left = 0
-        self._ready.clear()
+        self._stopped = True  # what comes back later stays for --resume
 
     def _failed(self, task: Task, report: SourceReport) -> SourceReport:
         """What becomes of a source that failed: its last report, or one without error if it is not over."""
@@ -253,8 +262,9 @@ class Retried:
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (tries - 1))
         self._note(task, "failed", tries=tries, error=error)
         self._put_back(task, tries, time.time() + pause)
-        self._tell(f"{error}; trying again in {pause:.0f} s ({tries + 1} of {self._tries})")
-        self.retries += 1
+        when = "with --resume" if self._stopped else f"in {pause:.0f} s"
+        self._tell(f"{error}; trying again {when} ({tries + 1} of {self._tries})")
+        self.retries += not self._stopped
         return replace(report, error=None)
 
     def _put_back(self, task: Task, tries: int, not_before: float) -> None:

@@ -43,10 +43,20 @@ def far_hands(scene: Scene) -> tuple[Job, Callable[[Feed], Iterator[RunEvent]]]:
 
     def newcomers() -> list[Site]:
         found = scout.new()
-        scene.nodes += [node.name for node in found]
+        try:
+            new_sites = builder.sites(found)
+        except ConfigError:
+            new_sites = []  # too few cores: those that work go on without
+        taken = {site.node_id for site in new_sites}
         for node in found:
-            scene.teller.warn(f"node {node.name} has come: it takes part")
-        return builder.sites(found) if found else []
+            if node.node_id in taken:
+                scene.nodes.append(node.name)
+                scene.teller.warn(f"node {node.name} has come: it takes part")
+            else:
+                line = f"node {node.name} is left out: its {node.cores:g} cores are too few"
+                scene.left_out.append(line)
+                scene.teller.warn(line)
+        return new_sites
 
     def work(feed: Feed) -> Iterator[RunEvent]:
         with Crew(feed, scene.stop, scene.teller.warn, newcomers) as crew:

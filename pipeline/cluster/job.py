@@ -105,8 +105,10 @@ class FarRun:
         try:
             yield from self._watched(crew(feed))
         finally:
-            ledger.sync()
-            self._report(job, feed)
+            try:
+                ledger.sync()
+            finally:
+                self._report(job, feed)
         if feed.fatal is not None:
             raise CredentialsError(f"{feed.fatal}; --resume goes on")
 

@@ -96,7 +96,10 @@ class Ledger:
         return [joined(self._folder, os.path.basename(name)) for name in sorted(names)]
 
     def note(self, record: dict[str, Any]) -> None:
-        """Add a line. It survives this process at once, the machine after `SYNC_SECONDS`."""
+        """Add a line. It survives this process at once, the machine after `SYNC_SECONDS`.
+
+        Where the bucket does not answer, the lines wait for the next time.
+        """
         line = json.dumps(record)
         if self._file is not None:
             with output_errors(Path(self._folder) / _LEDGER):
@@ -105,7 +108,12 @@ class Ledger:
         else:
             self._lines.append(line)
         if time.monotonic() - self._synced >= SYNC_SECONDS:
-            self.sync()
+            try:
+                self.sync()
+            except storage.StorageError as error:
+                if not error.passing:
+                    raise
+                self._synced = time.monotonic()  # it has tried for seconds already
 
     def sync(self) -> None:
         """Make what was noted last, whatever dies."""

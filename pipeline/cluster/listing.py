@@ -17,12 +17,21 @@ import posixpath
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from pipeline.cluster.storage import Entry, again, entry_of, is_remote, joined, open_store
+from pipeline.cluster.storage import (
+    CredentialsError,
+    Entry,
+    StorageError,
+    again,
+    entry_of,
+    is_remote,
+    joined,
+    open_store,
+)
 from pipeline.errors import ConfigError, PipelineError, SourceNotFoundError
 from pipeline.sources import (
     IMAGE_EXTENSIONS,
@@ -61,6 +70,10 @@ class Tree(Protocol):
         """A folder's files and folders, in order. Raises PipelineError."""
         ...
 
+    def place(self, folder: str) -> Hashable:
+        """What tells a folder from all others, by whatever way it is reached."""
+        ...
+
 
 class LocalTree:
     """Folders of this machine, or that it sees."""
@@ -70,13 +83,23 @@ class LocalTree:
         try:
             with os.scandir(folder or ".") as entries:
                 for entry in entries:
-                    if entry.is_dir(follow_symlinks=True):
+                    is_folder, is_file = _kind(entry)
+                    if is_folder:
                         folders.append(entry.path)
-                    elif entry.is_file():
+                    elif is_file:
                         files.append(_local_entry(entry.path))
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise SourceNotFoundError(f"{folder}: cannot be listed: {error.strerror}") from error
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be listed: {error.strerror}") from error
         return sorted(files, key=lambda file: _order(file.uri)), sorted(folders, key=_order)
+
+    def place(self, folder: str) -> Hashable:
+        try:
+            facts = os.stat(folder or ".")
+        except OSError:
+            return folder  # who looks into it will say so
+        return facts.st_dev, facts.st_ino
 
 
 class RemoteTree:
@@ -98,6 +121,9 @@ class RemoteTree:
                 files.append(entry_of(uri, info))
         return sorted(files, key=lambda file: _order(file.uri)), sorted(folders, key=_order)
 
+    def place(self, folder: str) -> Hashable:
+        return folder
+
     def _uri(self, name: str) -> str:
         return name if "://" in name else f"{self._scheme}://{name.lstrip('/')}"
 
@@ -106,12 +132,13 @@ def listed(texts: Sequence[str]) -> Iterator[Listed | tuple[str, PipelineError]]
     """The sources that a command line names, in order; what cannot be used, with the reason."""
     for text in texts:
         try:
-            yield from _listed_elsewhere(text) if is_remote(text) else _listed_here(text)
+            for found in _listed_elsewhere(text) if is_remote(text) else _listed_here(text):
+                yield (text, found) if isinstance(found, PipelineError) else found
         except PipelineError as error:
             yield text, error
 
 
-def _listed_here(text: str) -> Iterator[Listed]:
+def _listed_here(text: str) -> Iterator[Listed | PipelineError]:
     path = os.path.expanduser(text.removeprefix("file://"))
     if os.path.isdir(path):
         yield from tree_sources(LocalTree(), path, ["*"], text)
@@ -127,22 +154,19 @@ def _listed_here(text: str) -> Iterator[Listed]:
             yield Listed(_absolute(source), root, entry.size or 0, entry.version)
 
 
-def _listed_elsewhere(text: str) -> Iterator[Listed]:
+def _listed_elsewhere(text: str) -> Iterator[Listed | PipelineError]:
     """List a bucket in a process of its own."""
     command = [sys.executable, "-m", "pipeline.cluster.listing", text]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        failed: PipelineError | None = None
         for line in process.stdout:
             found = json.loads(line)
             if "error" in found:
-                failed = _error(found["error"], found["text"])
+                yield _error(found["error"], found["text"])
                 continue
             source = found.pop("source")
             source["files"] = tuple(source["files"])
             yield Listed(Source(**source), **found)
-    if failed is not None:
-        raise failed
     if process.returncode:
         raise ConfigError(f"{text}: cannot be listed: the process that did ended with an error")
 
@@ -152,8 +176,8 @@ def _error(kind: str, text: str) -> PipelineError:
     return known.get(kind, PipelineError)(text)
 
 
-def remote_sources(text: str) -> Iterator[Listed]:
-    """The sources that an address names. Raises PipelineError."""
+def remote_sources(text: str) -> Iterator[Listed | PipelineError]:
+    """The sources that an address names, and why folders below it cannot be listed. Raises PipelineError."""
     tree = RemoteTree(text)
     # A question mark begins the query of a web address, and is no pattern there.
     web = urlsplit(text).scheme.lower() in ("http", "https")
@@ -169,8 +193,12 @@ def remote_sources(text: str) -> Iterator[Listed]:
     yield _video(entry, posixpath.dirname(text), unquote(name) if web else name)
 
 
-def tree_sources(tree: Tree, root: str, parts: list[str], text: str) -> Iterator[Listed]:
+def tree_sources(
+    tree: Tree, root: str, parts: list[str], text: str
+) -> Iterator[Listed | PipelineError]:
     """The sources below `root` that a pattern matches: each video, and each folder's images.
+
+    A folder that cannot be listed gives its error instead, and the others are gone on with.
 
     Args:
         parts: the pattern's parts below the root; `**` is any depth.
@@ -179,7 +207,11 @@ def tree_sources(tree: Tree, root: str, parts: list[str], text: str) -> Iterator
     Raises SourceNotFoundError if there is none.
     """
     count, names = 0, 0
-    for files in _matching(tree, root, parts):
+    for files in _matching(tree, root, parts, frozenset()):
+        if isinstance(files, PipelineError):
+            count += 1  # that there is no match would be said on top
+            yield files
+            continue
         names += len(files)
         videos = [file for file in files if _extension(file.uri) in VIDEO_EXTENSIONS]
         images = [file for file in files if _extension(file.uri) in IMAGE_EXTENSIONS]
@@ -196,31 +228,43 @@ def tree_sources(tree: Tree, root: str, parts: list[str], text: str) -> Iterator
         raise SourceNotFoundError(f"{text}: {_EXPECTED}, {found}")
 
 
-def _matching(tree: Tree, folder: str, parts: Sequence[str]) -> Iterator[list[Entry]]:
-    """The matching files, a folder at a time."""
+def _matching(
+    tree: Tree, folder: str, parts: Sequence[str], above: frozenset[Hashable]
+) -> Iterator[list[Entry] | PipelineError]:
+    """The matching files, a folder at a time, and why folders inside it cannot be listed.
+
+    Args:
+        above: places of the folders that lead here.
+    """
     head, rest = parts[0], parts[1:]
     if head == "**" and not rest:
         rest = ["*"]
     if head != "**" and rest and not _MAGIC.search(head):
-        yield from _matching(tree, joined(folder, head), rest)
+        yield from _matching(tree, joined(folder, head), rest, above)
         return
     files, folders = tree.look(folder)
+    above |= {tree.place(folder)}
     if not rest:
         yield [file for file in files if _matches(file.uri, head)]
     elif head == "**":
-        yield from _matching_here(tree, files, folders, rest)
+        yield from _matching_here(tree, files, folders, rest, above)
         for inner in folders:
-            if not _name(inner).startswith("."):
-                yield from _matching(tree, inner, parts)
+            # A link to a folder that it lies in would lead round and round.
+            if not _name(inner).startswith(".") and tree.place(inner) not in above:
+                yield from _matching_inside(tree, inner, parts, above)
     else:
         for inner in folders:
             if _matches(inner, head):
-                yield from _matching(tree, inner, rest)
+                yield from _matching_inside(tree, inner, rest, above)
 
 
 def _matching_here(
-    tree: Tree, files: list[Entry], folders: list[str], parts: Sequence[str]
-) -> Iterator[list[Entry]]:
+    tree: Tree,
+    files: list[Entry],
+    folders: list[str],
+    parts: Sequence[str],
+    above: frozenset[Hashable],
+) -> Iterator[list[Entry] | PipelineError]:
     """As `_matching` in a folder that has been looked at."""
     head, rest = parts[0], parts[1:]
     if not rest:
@@ -228,7 +272,21 @@ def _matching_here(
         return
     for inner in folders:
         if _matches(inner, head):
-            yield from _matching(tree, inner, rest)
+            yield from _matching_inside(tree, inner, rest, above)
+
+
+def _matching_inside(
+    tree: Tree, folder: str, parts: Sequence[str], above: frozenset[Hashable]
+) -> Iterator[list[Entry] | PipelineError]:
+    """As `_matching`, in a folder whose errors harm no other."""
+    try:
+        yield from _matching(tree, folder, parts, above)
+    except SourceNotFoundError:
+        return  # the pattern goes on with a name that is not there
+    except StorageError as error:
+        if error.passing or isinstance(error, CredentialsError):
+            raise  # the others would fail the same way
+        yield error
 
 
 def _matches(uri: str, pattern: str) -> bool:
@@ -295,6 +353,14 @@ def _extension(uri: str) -> str:
     return posixpath.splitext(urlsplit(uri).path if is_remote(uri) else uri)[1].lower()
 
 
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Whether it is a folder, and whether it is a file."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:  # a link to itself, or to where we may not look: who opens it will say so
+        return False, True
+
+
 def _local_entry(path: str) -> Entry:
     try:
         facts = os.stat(path)
@@ -308,9 +374,14 @@ def main() -> None:
     text = sys.argv[1]
     try:
         for found in remote_sources(text):
-            print(json.dumps(asdict(found)))
+            told = _error_facts(found) if isinstance(found, PipelineError) else asdict(found)
+            print(json.dumps(told))
     except PipelineError as error:
-        print(json.dumps({"error": type(error).__name__, "text": str(error)}))
+        print(json.dumps(_error_facts(error)))
+
+
+def _error_facts(error: PipelineError) -> dict[str, str]:
+    return {"error": type(error).__name__, "text": str(error)}
 
 
 if __name__ == "__main__":

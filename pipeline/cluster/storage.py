@@ -133,7 +133,7 @@ def entry_of(uri: str, info: dict[str, Any]) -> Entry:
 def fetch(uri: str, target: Path) -> None:
     """Bring a file here, whole, unless it is here already; a piece that fails is asked for again.
 
-    What was fetched before this process began is gone on with, if the file is still the same there.
+    What was fetched before this process began, all or a part, counts if the file is still the same there.
 
     Raises StorageError, SourceNotFoundError or OutputError.
     """
@@ -142,13 +142,15 @@ def fetch(uri: str, target: Path) -> None:
         target.parent, _PATIENCE_SECONDS
     )  # another source of this machine may want it
     try:
-        if target.exists():
+        if target.exists() and _fetched_version(target) == describe(uri).version != "":
             return
         for _ in range(TRIES):
             entry = describe(uri)
             _fetch_pieces(entry, target)
             if describe(uri).version == entry.version:
                 os.replace(_part(target), target)
+                # The file comes first: a crash in between costs a fetch, and vouches for nothing older.
+                os.replace(_part(target).with_suffix(".version"), _whole_mark(target))
                 return
             _part(target).unlink(missing_ok=True)
         raise UnreachableError(f"{uri}: it changes while it is fetched: wait until it is written")
@@ -318,3 +320,13 @@ def _first_line(error: BaseException) -> str:
 
 def _part(target: Path) -> Path:
     return target.with_name(f".{target.name}.part")
+
+
+def _whole_mark(target: Path) -> Path:
+    """What holds the version of a file that was fetched whole."""
+    return target.with_name(f".{target.name}.whole")
+
+
+def _fetched_version(target: Path) -> str:
+    mark = _whole_mark(target)
+    return mark.read_text() if mark.exists() else ""

@@ -7,6 +7,7 @@ prefix off again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from pipeline.metrics.measure import RunMeter
 from pipeline.stages import Progress
 
 Event = TypeVar("Event")
+_TELLING = Lock()  # sources side by side in a process share its meter
 
 
 class RayMeters:
@@ -53,10 +55,16 @@ def _make(instrument: Instrument) -> Any:
     return metrics.Histogram(instrument.full_name, what, list(instrument.buckets), labels)
 
 
+@cache
+def _meter() -> RunMeter:
+    """The one of this process: it bounds how many streams have a name."""
+    return RunMeter(RayMeters())
+
+
 def told(events: Iterator[Event], wanted: bool = True) -> Iterator[Event]:
     """The events of a source, each one told to Ray's metrics as it passes, if that is wanted."""
-    meter = RunMeter(RayMeters()) if wanted else None
     for event in events:
-        if meter is not None and isinstance(event, Progress):
-            meter.update(event)
+        if wanted and isinstance(event, Progress):
+            with _TELLING:
+                _meter().update(event)
         yield event

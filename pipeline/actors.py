@@ -252,7 +252,7 @@ def _check_reachable(address: str) -> None:
         return  # "auto" and the like: Ray knows at once
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {one_line(error)}") from error
 
 

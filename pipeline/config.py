@@ -79,7 +79,7 @@ class RunConfig:
             raise ConfigError(
                 f"tries and segmenters must be at least 1, got {self.tries} and {self.segmenters}"
             )
-        if self.split_seconds is not None and self.split_seconds < SHORTEST_SPAN_SECONDS:
+        if self.split_seconds is not None and not self.split_seconds >= SHORTEST_SPAN_SECONDS:
             raise ConfigError(
                 f"spans must be at least {SHORTEST_SPAN_SECONDS:g} s, got {self.split_seconds:g}: the"
                 " warm-up would cost more than it gains"

@@ -29,6 +29,7 @@ from pipeline.closing import Closing
 from pipeline.errors import PipelineError
 from pipeline.frames import Mark, StreamInfo, StreamState
 from pipeline.parts import lock_folder, output_errors, prepare_folder, write_whole
+from pipeline.secrecy import mask
 from pipeline.sources import Source
 
 JOURNAL = ".roadmask.journal"
@@ -253,10 +254,10 @@ def identity_of(source: Source, facts: dict[str, Any], options: dict[str, Any]) 
 def fingerprint(source: Source) -> dict[str, Any]:
     """Length and SHA-256 of a source: of all bytes up to 4 MB, of 64 places in what is longer.
 
-    Of a URL only its text. A file that is not there has none.
+    Of a URL only its text, without its secrets. A file that is not there has none.
     """
     if "://" in source.uri and not os.path.exists(source.uri):
-        return {"the source": source.uri}
+        return {"the source": mask(source.uri)}  # a signature may change from run to run
     digest, total = hashlib.sha256(), 0
     for path in source.files or (source.uri,):
         try:

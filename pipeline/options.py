@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,7 +78,10 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def most_kept(hours: float | None, gigabytes: float | None) -> tuple[float | None, int | None]:
-    """Seconds and bytes of --keep-hours and --keep-gb; None for no limit."""
+    """Seconds and bytes of --keep-hours and --keep-gb; None for no limit. Raises ConfigError."""
+    for name, value in (("--keep-hours", hours), ("--keep-gb", gigabytes)):
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a number, got {value}; leave it out for no limit")
     return (
         None if hours is None else 3600 * hours,
         None if gigabytes is None else int(gigabytes * 10**9),

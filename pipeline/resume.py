@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.journal import JOURNAL, ResumeError, check_identity, frames_kept, read
+from pipeline.secrecy import mask
 from pipeline.sinks import MANIFEST
 from pipeline.sources import Source
 from pipeline.stages import Job, SourceReport, one_line
@@ -52,7 +53,7 @@ def unfinished(job: Job, sources: Sequence[Source]) -> Iterator[str]:
         frames = frames_kept(job.folder(source))
         if frames:
             yield (
-                f"{source.uri}: begun anew; --resume would go on with the {frames} frames of an"
+                f"{mask(source.uri)}: begun anew; --resume would go on with the {frames} frames of an"
                 " unfinished run"
             )
 

@@ -205,6 +205,11 @@ def run(
             )
 
 
+def name_anywhere(model: str, files: ModelFiles) -> str:
+    """What a model is called on every node: a shipped one lies elsewhere there, a folder is shared."""
+    return model if model in shipped_models() else str(files.folder.absolute())
+
+
 def _prepare_far(config: RunConfig) -> FarPlan:
     files, spec = model_files(config.model)
     if config.engine not in (*ENGINES, "counting"):
@@ -218,8 +223,7 @@ def _prepare_far(config: RunConfig) -> FarPlan:
         open_store(config.to)
     else:
         _check_out(config.out)
-    # A shipped model lies elsewhere on other machines; a folder has one name on all that share it.
-    model = config.model if config.model in shipped_models() else str(files.folder.absolute())
+    model = name_anywhere(config.model, files)
 
     def make_job(hands: Hands) -> FarJob:
         placement = Placement(hands.name, hands.lanes, hands.reason, hands.together)

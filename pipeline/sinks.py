@@ -21,6 +21,7 @@ from pipeline.frames import EndOfStream, Gap, LabelBatch, Mark, Pictures, Stream
 from pipeline.journal import Journal, Record, stream_from_json, stream_to_json
 from pipeline.palette import Palette
 from pipeline.parts import PartFile, output_errors, prepare_folder, sync
+from pipeline.secrecy import mask
 from pipeline.video_writers import ColorVideo, OverlayVideo
 from pipeline.writers import (
     LabelImages,
@@ -300,7 +301,7 @@ class Sink(Closing):
         stream = self._stream or end.stream
         writer_notes = [note for writer in self._writers.values() for note in writer.notes]
         return {
-            "source": stream.source,
+            "source": mask(stream.source),
             "stream_id": stream.stream_id,
             **self._facts,
             "size_hw": list(stream.size_hw),

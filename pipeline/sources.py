@@ -17,6 +17,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError, PipelineError, SourceNotFoundError
+from pipeline.secrecy import split_url
 
 _VIDEO = """3g2 3gp asf avi divx dv flv h264 h265 264 265 hevc ivf m1v m2t m2ts m2v m4v mjpeg mjpg
     mkv mov mp4 mpeg mpg mts mxf nut ogv ts vob webm wmv y4m"""
@@ -131,9 +132,9 @@ def _expand_one(text: str) -> list[Source]:
         raise SourceNotFoundError("a source is empty: expected the path of a video, folder or glob")
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme in ("http", "https"):
-        return [_video(text, unquote(urlsplit(text).path))]
+        return [_video(text, unquote(split_url(text).path))]
     if scheme == "file":
-        return _expand_path(unquote(urlsplit(text).path))
+        return _expand_path(unquote(split_url(text).path))
     if scheme and not os.path.lexists(text):
         raise ConfigError(f"{text}: sources of the kind {scheme}:// cannot be run; {_SUPPORTED}")
     if re.fullmatch(r"/dev/video[0-9]+", text):

@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError, StageError
 from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, LabelBatch, LabelItem, Mark
 from pipeline.journal import Journal, ResumeError, frames_kept, identity_of
 from pipeline.palette import Palette
+from pipeline.secrecy import mask, scrub
 from pipeline.segmenter import Segmenter
 from pipeline.sinks import OutputOptions, Sink
 from pipeline.sources import Source
@@ -102,7 +103,7 @@ class SourceReport:
     """How a source ended.
 
     Attributes:
-        stream_id, source: which one.
+        stream_id, source: which one; the address without its secrets, here and in what is told.
         frames: frames written.
         error: one line for the user, None if all went well.
         notes: what else the user should know, a line each.
@@ -121,6 +122,20 @@ class SourceReport:
     interrupted: bool = False
     details: str | None = None
     process_died: bool = False
+
+    def __post_init__(self) -> None:
+        # A password or a signed query in a web address stays in this process.
+        shown = mask(self.source)
+        if shown != self.source:
+            told = {
+                "source": shown,
+                "notes": tuple(scrub(n, self.source, shown) for n in self.notes),
+            }
+            for name in ("error", "details"):
+                text = getattr(self, name)
+                told[name] = text and scrub(text, self.source, shown)
+            for name, value in told.items():
+                object.__setattr__(self, name, value)
 
 
 RunEvent = Progress | SourceReport

@@ -192,6 +192,7 @@ def test_cameras_are_spread_and_their_frames_come() -> None:
         assert steps.went_on()
         assert steps.indices == sorted(set(steps.indices))
         statuses = fleet.cameras()
+    assert machines.wanted[-1] == 0, "the autoscaler would keep the nodes"
     assert [status.name for status in statuses] == list("012345")
     for status in statuses:
         assert (status.state, status.resets, status.reconnects) == ("live", 0, 0)

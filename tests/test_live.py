@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from pipeline.engines import MakeEngine
 from pipeline.engines.counting import CountingEngine
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.live.address import mask, parse_address, split_name, usual_name
+from pipeline.live.address import parse_address, split_name, usual_name
 from pipeline.live.delivery import CameraConfig
 from pipeline.live.hub import Shown
 from pipeline.live.labeller import Labelled, class_shares
 from pipeline.live.lane import Feed
 from pipeline.live.live import Listener, LiveHub
 from pipeline.live.waiting import Backoff, FrameQueue, PacketQueue, WaitingFrame
+from pipeline.secrecy import mask
 from tests.cameras import MODEL_HW, FakeCamera, SlowEngine, camera_config, steps_of, until
 
 URL = "rtsp://somewhere/x"
@@ -81,6 +82,13 @@ def label(hub: LiveHub, camera: FakeCamera, feed: Feed, **frame: object) -> Show
         ("http://cam/v?user=me&password=secret&x=1", "http://cam/v?user=me&password=***&x=1"),
         ("srt://cam:9000?passphrase=secret123", "srt://cam:9000?passphrase=***"),
         ("rtsp://[::1]:554/x", "rtsp://[::1]:554/x"),
+        (
+            "rtsp://cam/user=me&password=secret123&channel=1",
+            "rtsp://cam/user=me&password=***&channel=1",
+        ),
+        ("rtsp://cam/user=me_password=secret123_channel=1", "rtsp://cam/user=me_password=***"),
+        ("rtmp://cam/live/secret123", "rtmp://cam/live/***"),
+        ("rtmp://cam/live", "rtmp://cam/live"),
     ],
 )
 def test_what_is_shown_of_a_url_holds_no_secret(url: str, shown: str) -> None:
@@ -93,7 +101,15 @@ def test_what_is_shown_of_a_url_holds_no_secret(url: str, shown: str) -> None:
 
 @given(
     st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=6),
-    st.sampled_from(["rtsp://me:{}@cam/1", "https://cam/1?token={}", "rtsp://{}@cam/1"]),
+    st.sampled_from(
+        [
+            "rtsp://me:{}@cam/1",
+            "https://cam/1?token={}",
+            "rtsp://{}@cam/1",
+            "rtsp://cam/a_pwd={}&b=1",
+            "rtmp://cam/live/{}",
+        ]
+    ),
 )
 def test_no_secret_is_ever_shown(secret: str, pattern: str) -> None:
     secret = f"Q{secret}Z"
@@ -127,11 +143,15 @@ def test_kinds_of_cameras() -> None:
         "http://a\n/b",
         "/dev/video",
         "subfile,,start,0,,:x",
+        "rtsp://[cam/1",
+        "rtsp://cam:port/1",
+        "rtsp://me:secret@cam:123456/1",
     ],
 )
 def test_what_is_no_camera_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as refused:
         parse_address(text)
+    assert "secret" not in str(refused.value)
 
 
 def test_names() -> None:

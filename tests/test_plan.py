@@ -182,6 +182,9 @@ def test_larger_pictures_cost_more_decoding_and_no_more_network() -> None:
         ({"streams": 0}, "a camera at least"),
         ({"streams": 1, "load": 1.5}, "share of a node's capacity"),
         ({"streams": 1, "fps": 0}, "above 0"),
+        ({"streams": 1, "fps": math.nan}, "above 0"),
+        ({"streams": 1, "fps": 1e-9}, "fps must be at least"),
+        ({"streams": 1, "mbps": math.inf}, "above 0"),
         ({"streams": 1, "write": "tape"}, "none, record, out"),
     ],
 )
@@ -193,7 +196,7 @@ def test_what_makes_no_sense_is_one_line(wrong: dict[str, float], message: str) 
 def test_a_node_as_the_command_line_has_it() -> None:
     assert parse_node(None, CPU) == Node(8)
     assert parse_node("cores=16, gpus=2,nic_gbps=25", GPU) == Node(16, 2, nic_gbps=25.0)
-    for wrong in ("cpus=3", "cores", "cores=many"):
+    for wrong in ("cpus=3", "cores", "cores=many", "cores=inf", "nic_gbps=nan"):
         with pytest.raises(ConfigError, match="--node"):
             parse_node(wrong, CPU)
     with pytest.raises(ConfigError, match="gpus=1"):
@@ -233,6 +236,8 @@ def test_the_same_seed_gives_the_same_simulation() -> None:
     assert first.steady.latencies != other.steady.latencies
     with pytest.raises(ConfigError, match=r"0\.5 s at least"):
         check(plan, 0.1)
+    with pytest.raises(ConfigError, match=r"0\.5 s at least"):
+        check(plan, math.inf)
 
 
 # Costs, measured and read.

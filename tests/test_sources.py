@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, PipelineError, SourceNotFoundError
+from pipeline.journal import fingerprint
 from pipeline.sources import Source, expand, inside_its_output, safe_name
+from pipeline.stages import SourceReport
 
 Make = Callable[..., None]
 
@@ -263,3 +265,15 @@ def test_a_source_is_validated() -> None:
         Source("../a", "a.mp4")
     with pytest.raises(ValueError, match="images have files"):
         Source("a", "a", "images")
+
+
+def test_a_web_address_is_told_without_its_secrets() -> None:
+    url = "https://me:secret99@nas/clip.mp4?X-Amz-Signature=secret98&part=1"
+    report = SourceReport("clip", url, error=f"{url}: 403, secret98 is old", notes=(f"{url}: x",))
+    shown = "https://me:***@nas/clip.mp4?X-Amz-Signature=***&part=1"
+    assert report.source == shown
+    assert report.error == f"{shown}: 403, *** is old"
+    assert report.notes == (f"{shown}: x",)
+    assert fingerprint(Source("clip", url)) == {"the source": shown}
+    [(_, error)] = expand(["http://[nas/clip.mp4"]).failures
+    assert isinstance(error, ConfigError)

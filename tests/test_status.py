@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -145,8 +148,43 @@ def test_by_the_address_of_the_metrics() -> None:
             assert isinstance(found, FoundRun)
             assert (found.status.sources, found.status.frames) == (3, 8)
             assert found.status.pid == os.getpid()
-    with pytest.raises(ConfigError, match="nothing answers at"):
-        ask(said[0].split()[-1])
+    for place in (said[0].split()[-1], "http://localhost:port", "http://[localhost"):
+        with pytest.raises(ConfigError, match="nothing answers at"):
+            ask(place)
+
+
+def test_by_the_address_of_something_else() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = threading.Thread(target=lambda: server.accept()[0].sendall(b"220 hello\r\n"))
+        answering.start()
+        with pytest.raises(ConfigError, match="nothing answers at"):
+            ask(f"http://127.0.0.1:{server.getsockname()[1]}")
+        answering.join()
+
+
+def test_a_token_does_not_follow_a_redirect_elsewhere() -> None:
+    asked: list[str | None] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Authorization"])
+            if len(asked) == 1:
+                self.send_response(302)
+                self.send_header("Location", "/moved")
+            else:
+                self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever).start()
+        with pytest.raises(ConfigError):
+            ask(f"http://127.0.0.1:{server.server_port}", "a token of some length")
+        server.shutdown()
+    assert asked[0] == "Bearer a token of some length"
+    assert asked[1] is None
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError
+from pipeline.secrecy import mask, scrub, split_url, userinfo
 from pipeline.sources import safe_name
 
 # How an address begins, and what kind of camera that is. `rtspu` and `rtspt` are GStreamer's names
@@ -25,7 +26,6 @@ _KIND_OF_SCHEME = {
 SCHEMES = tuple(_KIND_OF_SCHEME)
 _ANYWHERE = ("rtsp", "rtmp", "http", "srt")  # kinds of cameras that every machine can open
 KINDS = ("rtsp", "rtmp", "http", "srt", "udp", "device", "file")
-_SECRET_KEY = re.compile(r"(?i)pass|pwd|token|secret|key|auth|sig|cred|session|streamid")
 _NAMED = re.compile(r"(?P<name>[^=/:?]+)=(?P<url>([a-z]+://|/dev/video).*)", re.DOTALL)
 _SUPPORTED = "expected rtsp://, rtmp://, http(s)://, srt://, udp:// or /dev/videoN"
 
@@ -52,10 +52,7 @@ class Address:
 
     def scrub(self, text: str) -> str:
         """A message without this camera's secrets, as one line."""
-        text = text.replace(self.url, self.shown)
-        for secret in _secrets(self.url):
-            text = text.replace(secret, "***")
-        return " ".join(text.split())
+        return " ".join(scrub(text, self.url, self.shown).split())
 
 
 def parse_address(text: str, *, files: bool = False) -> Address:
@@ -81,6 +78,7 @@ def parse_address(text: str, *, files: bool = False) -> Address:
         raise ConfigError(f"{shown}: {scheme}:// is no kind of camera; {_SUPPORTED}")
     if any(ord(c) < 0x21 for c in text) or not (_host(text) or kind == "udp"):
         raise ConfigError(f"{shown}: names no host; expected {scheme}://HOST[:PORT]/PATH")
+    split_url(f"{scheme}://{_public(rest)}")
     plain = f"rtsp://{rest}" if scheme in ("rtspt", "rtspu") else text
     return Address(plain, kind, shown, over_udp=scheme == "rtspu")
 
@@ -108,9 +106,8 @@ def usual_name(address: Address) -> str:
     """A name for a camera that was given none: its host and path, the file's stem, or the device."""
     if address.kind in ("file", "device"):
         return safe_name(Path(address.url).stem)[:64]
-    rest = address.url.partition("://")[2]
-    public = rest[len(_userinfo(rest)) :].lstrip("@")
-    path = re.sub(r"[^A-Za-z0-9._-]+", "_", urlsplit(f"//{public}").path).strip("_")
+    public = mask(f"{address.kind}://{_public(address.url.partition('://')[2])}")
+    path = re.sub(r"[^A-Za-z0-9._-]+", "_", urlsplit(public).path).strip("_")
     host = re.sub(r"[^A-Za-z0-9.-]+", "_", _host(address.url)).strip("_")
     host = host or f"port_{_port(address.url)}"
     return safe_name(f"{host}_{path}" if path and address.kind != "rtmp" else host)[:64]
@@ -134,52 +131,13 @@ def free_name(name: str, taken: Iterable[str]) -> str:
     return free
 
 
-def mask(url: str) -> str:
-    """The URL with `***` for its password, and for each value in its query that may be a secret."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    user = _userinfo(rest)
-    if user:
-        name, colon, _ = user.partition(":")
-        rest = (f"{name}:***" if colon else "***") + rest[len(user) :]
-    before, mark, query = rest.partition("?")
-    return scheme + separator + before + mark + re.sub(r"([^&=?#]+)=([^&#]*)", _mask_pair, query)
-
-
-def _mask_pair(found: re.Match[str]) -> str:
-    return f"{found[1]}=***" if _SECRET_KEY.search(found[1]) else found[0]
-
-
-def _userinfo(rest: str) -> str:
-    """What stands before the host, user and password.
-
-    A password with a bare / in it ends the authority too early, by the book; it is to be hidden all
-    the same. Only a port, which is a number, keeps an @ further on from being taken for its end.
-    """
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" in authority:
-        return authority.rpartition("@")[0]
-    _, colon, after = authority.rpartition(":")
-    if colon and after and not after.isdecimal() and not authority.startswith("["):
-        return rest.rpartition("@")[0]
-    return ""
-
-
-def _secrets(url: str) -> list[str]:
-    """The passwords and tokens of a URL, as written and decoded; the longest first."""
-    rest = url.partition("://")[2]
-    found = {_userinfo(rest).partition(":")[2] or _userinfo(rest)}
-    for key, value in re.findall(r"([^&=?#]+)=([^&#]*)", rest.partition("?")[2]):
-        if _SECRET_KEY.search(key):
-            found.add(value)
-    found |= {unquote(secret) for secret in found}
-    return sorted((secret for secret in found if len(secret) > 2), key=len, reverse=True)
+def _public(rest: str) -> str:
+    """What follows user and password."""
+    return rest[len(userinfo(rest)) :].lstrip("@")
 
 
 def _host(url: str) -> str:
-    rest = url.partition("://")[2]
-    rest = rest[len(_userinfo(rest)) :].lstrip("@")
+    rest = _public(url.partition("://")[2])
     return (
         re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition(":")[0]
         or re.split(r"[:/?#]", rest, maxsplit=1)[0]

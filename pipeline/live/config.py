@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.live.address import (
     split_name,
 )
 from pipeline.live.delivery import CameraConfig
-from pipeline.run import check_size, model_files
+from pipeline.run import check_size, model_files, name_anywhere
 from pipeline.versions import versions
 
 GPU_LATENCY_MS = 200.0
@@ -167,6 +168,7 @@ def prepare_live(config: LiveConfig) -> LivePlan:
     """
     files, spec = model_files(config.model)
     if config.address is not None:  # what this machine could run the network with says nothing
+        config = _named_anywhere(config, files)
         choice, form = EngineChoice("cluster", "", "each node chooses its own"), None
     else:
         choice = choose_engine(config.engine, config.precision)
@@ -184,6 +186,17 @@ def prepare_live(config: LiveConfig) -> LivePlan:
         recorded=config.record is not None,
     )
     return LivePlan(config, _cameras(config), files, choice, form, camera_config)
+
+
+def _named_anywhere(config: LiveConfig, files: ModelFiles) -> LiveConfig:
+    """With full paths: the nodes' own working folders are others."""
+    publish = config.publish
+    if publish is not None and "://" not in publish:
+        publish = os.path.abspath(publish)
+    return replace(
+        config, model=name_anywhere(config.model, files), publish=publish,
+        out=None if config.out is None else config.out.absolute(),
+    )  # fmt: skip
 
 
 def _cameras(config: LiveConfig) -> tuple[tuple[Address, str | None], ...]:

@@ -21,9 +21,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import ConfigError
-from pipeline.live.address import mask
 from pipeline.live.labeller import Labelled
 from pipeline.live.live import Listener
+from pipeline.secrecy import mask, scrub, split_url
 
 _RULE = re.compile(
     r"\s*(?P<name>[^<>]+?)\s*>\s*(?P<share>[0-9]*\.?[0-9]+)\s*(?P<percent>%?)"
@@ -68,7 +68,7 @@ def parse_rule(text: str, classes: tuple[str, ...]) -> Rule:
         raise ConfigError(f"event: the model has no class {name!r}; it has {', '.join(classes)}")
     if not 0 <= share < 1:
         raise ConfigError(f"event: the share of {name} must be 0 to below 1, got {share:g}")
-    parts = urlsplit(found["target"])
+    parts = split_url(found["target"])
     if parts.scheme not in ("http", "https", "mqtt", "mqtts") or not parts.hostname:
         raise ConfigError(
             f"event: {mask(found['target'])}: expected an http(s):// webhook or mqtt(s)://HOST/TOPIC"
@@ -188,7 +188,8 @@ class _Sender(Thread):
             self._to.deliver(body, self._stopping)
         except Exception as error:
             self.lost += 1
-            where, why = mask(self._target), str(error).replace(self._target, "***")
+            where = mask(self._target)
+            why = scrub(str(error), self._target, where)
             _log.warning("event for %s was lost: %s", where, why)
             return False
         self.sent += 1

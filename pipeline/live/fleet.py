@@ -100,6 +100,10 @@ class Fleet(Closing):
         self._thread.join(10.0)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.problems = self._sites.close(30.0)
+        if self._wanted:
+            self._places.want(
+                0
+            )  # else the autoscaler keeps the nodes until somebody asks for others
         with self._lock:
             for member in self._members.values():
                 member.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
 import urllib.error
@@ -142,9 +143,10 @@ def ask(place: str, token: str | None = None) -> Found:
 
 def _get(url: str, token: str | None, or_none: bool = False) -> bytes | None:
     """A page; None for one that isn't there, where that is no error. Raises ConfigError."""
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(url, headers=headers)
     try:
+        request = urllib.request.Request(url)
+        if token:  # not to wherever an answer redirects
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS) as answer:
             body: bytes = answer.read()
             return body
@@ -154,6 +156,6 @@ def _get(url: str, token: str | None, or_none: bool = False) -> bytes | None:
         if error.code == 404 and or_none:
             return None
         raise ConfigError(f"{url} answers {error.code}: {error.reason}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise ConfigError(f"nothing answers at {url}: {reason}") from error

@@ -206,7 +206,7 @@ def check(plan: Plan, seconds: float = 3.0, seed: int = 1) -> Check:
 
     Raises ConfigError for less than half a second.
     """
-    if seconds < _SHORTEST_SECONDS:
+    if not _SHORTEST_SECONDS <= seconds < math.inf:
         raise ConfigError(f"--simulate must be {_SHORTEST_SECONDS} s at least, got {seconds:g}")
     ask, rng = plan.ask, np.random.default_rng(seed)
     phases = rng.random(ask.streams)

@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan.costs import Costs
 
 WRITES = ("none", "record", "out")
+LEAST_FPS = 0.01  # fewer is no stream, and a node would serve any number
 STREAMS_A_STEP = 16  # that a GPU takes at once: beyond, a step gains little and takes longer
 NVDEC_PIXELS = 1920 * 1080  # makers of GPUs give decoding rates for this size
 LABEL_BYTES = 11_000  # of a recorded frame at 640x360, compressed; measured on the sample clip
@@ -50,8 +51,11 @@ class Ask:
                 f"there must be a camera at least, and no less than 0 spare nodes, got"
                 f" {self.streams} and {self.spare}"
             )
-        if min(self.fps, self.mbps, self.max_latency_ms, self.takeover_seconds) <= 0:
+        rates = self.fps, self.mbps, self.max_latency_ms, self.takeover_seconds
+        if not all(0 < rate < math.inf for rate in rates):
             raise ConfigError("frames a second, megabit a second and latency must be above 0")
+        if self.fps < LEAST_FPS:
+            raise ConfigError(f"fps must be at least {LEAST_FPS:g}, got {self.fps:g}")
         if not 0 < self.load <= 1:
             raise ConfigError(
                 f"load is a share of a node's capacity, above 0 to 1, got {self.load}"
@@ -108,6 +112,8 @@ def parse_node(text: str | None, costs: Costs) -> Node:
             raise ConfigError(f"--node is KEY=N,... with {known}; got {pair.strip()!r}")
         try:
             values[key] = float(value)
+            if not math.isfinite(values[key]):
+                raise ValueError(value)
         except ValueError as error:
             raise ConfigError(f"--node {key} must be a number, got {value!r}") from error
     node = Node(

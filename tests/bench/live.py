@@ -21,6 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -146,16 +147,20 @@ def viewer(hub: LiveHub, cameras: list[str], seconds: float) -> Iterator[Callabl
     """Serves a hub's view to one viewer for so long; what is yielded waits, and gives what it saw."""
     from pipeline.view import ViewConfig, start_view
 
-    with start_view(hub, ViewConfig(port=0)) as view:
+    # Its lines go to a file: a pipe that nobody reads meanwhile fills, and the viewer would stop reading too.
+    with start_view(hub, ViewConfig(port=0)) as view, tempfile.TemporaryFile("w+") as lines:
         command = [sys.executable, "-m", "tests.bench.live", "--look", view.url]
         command += ["--seconds", str(seconds), "--names", *cameras]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=lines)
 
         def seen() -> list[Seen]:
-            lines = process.communicate(timeout=seconds + 60)[0].splitlines()
-            if process.returncode or not lines:
-                raise RuntimeError("the viewer saw nothing")
-            words = (line.rsplit(" ", 2) for line in lines)
+            failed = process.wait(timeout=seconds + 60)
+            lines.seek(0)
+            words = [line.rsplit(" ", 2) for line in lines]
+            if failed or not words:
+                raise RuntimeError(
+                    "the viewer saw nothing" if not words else "the viewer was dropped"
+                )
             return [Seen(name, int(index), float(at)) for name, index, at in words]
 
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 _SECONDS_BETWEEN = 30.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,6 +57,7 @@ class Retention(ABC):
         self._max_age_seconds, self._max_bytes = max_age_seconds, max_bytes
         self._seconds_between = min(_SECONDS_BETWEEN, seconds_between)
         self._due = 0.0
+        self._told = False
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -65,10 +68,25 @@ class Retention(ABC):
 
     @abstractmethod
     def find(self) -> tuple[list[Piece], int]:
-        """The pieces that may be removed, and the bytes of all there are. Raises OSError."""
+        """The pieces that may be removed, and the bytes of all there are. Raises OSError.
+
+        Others write and remove meanwhile: what is gone once it is looked at is no error.
+        """
+
+    def try_to_tidy(self) -> None:
+        """`tidy` for whoever writes, which what cannot be removed must not keep from writing."""
+        try:
+            self.tidy()
+        except OSError as error:
+            if not self._told:  # once, however often it is tried again
+                self._told = True
+                _log.warning("what is too old or too much cannot all be removed: %s", error)
 
     def tidy(self, now: bool = False) -> int:
-        """Remove what is too much, if it is time, or `now`; returns how many pieces. Raises OSError."""
+        """Remove what is too much, if it is time, or `now`; returns how many pieces.
+
+        Raises OSError if something cannot be removed, once all that can be is.
+        """
         if self._max_age_seconds is None and self._max_bytes is None:
             return 0
         with self._lock:
@@ -79,11 +97,18 @@ class Retention(ABC):
 
     def _remove(self, found: list[Piece], total: int) -> int:
         removed, most = 0, self._max_bytes
+        failed: OSError | None = None
         oldest_kept = time.time() - (self._max_age_seconds or float("inf"))
         for old in sorted(found, key=lambda piece: piece.written_at):
             if old.written_at >= oldest_kept and (most is None or total <= most):
                 break
-            old.remove()
+            try:
+                old.remove()
+            except OSError as error:
+                failed = failed or error
+                continue
             total -= old.bytes
             removed += 1
+        if failed is not None:
+            raise failed
         return removed

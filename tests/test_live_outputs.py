@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import json
 import os
@@ -24,15 +25,33 @@ import pytest
 
 from models.spec import CAMVID_CLASSES
 from pipeline.errors import ConfigError
-from pipeline.live.delivery import Frame
+from pipeline.live import segments as segments_module
+from pipeline.live.address import parse_address
+from pipeline.live.camera import Camera
+from pipeline.live.delivery import Delivery, Frame
 from pipeline.live.events import Events, parse_rule
 from pipeline.live.hub import Shown
 from pipeline.live.labeller import Labelled
 from pipeline.live.live import LiveHub
 from pipeline.live.publish import OverlayStream, Publisher, check_target
+from pipeline.live.recording import LabelRecording
 from pipeline.live.segments import SegmentFiles, SegmentOptions, SegmentRetention
 from pipeline.palette import CAMVID, Palette
-from tests.cameras import MODEL_HW, FakeCamera, RtspServer, mount, until
+from pipeline.parts import output_errors
+from pipeline.session import Recorder
+from pipeline.session import writing as writing_module
+from pipeline.session.labels import all_entries
+from pipeline.session.reader import Session
+from pipeline.session.records import PacketRecord
+from tests.cameras import (
+    MODEL_HW,
+    FakeCamera,
+    RtspServer,
+    camera_config,
+    mount,
+    tcp_server,
+    until,
+)
 from tests.media import ffmpeg
 from tests.test_live import hub_of, label
 from tests.test_live_cameras import free_port, needs_ffmpeg, needs_rtsp
@@ -422,6 +441,11 @@ TINY = ("--engine", "counting", "--size", "64x96", "--inline")
         (("rtsp://cam/x", "--overlay"), "--out"),
         (("rtsp://cam/x", "--keep-hours", "1"), "--record"),
         (("rtsp://cam/x", "--record", "x", "--keep-gb", "0"), "keep_bytes"),
+        (("rtsp://cam/x", "--record", "x", "--keep-gb", "inf"), "--keep-gb must be a number"),
+        (
+            ("rtsp://cam/x", "--event", "car>1% -> mqtt://me:secret99/word@broker/t"),
+            "no valid address",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(arguments: tuple[str, ...], told: str) -> None:
@@ -515,3 +539,185 @@ def test_hub_without_cameras_is_not_over() -> None:
     with hub_of([]) as hub:
         assert isinstance(hub, LiveHub)
         assert not hub.over
+
+
+# What goes wrong with the disk, the clock and the network.
+
+
+def test_what_is_too_old_goes_though_nothing_can_be_written(tmp_path: Path) -> None:
+    """A full disk would stay full."""
+    old = kept_segment(tmp_path / "a", "20260131T000000Z", 9000)
+    (tmp_path / "0").write_text("a file is in the way")
+    segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions(max_age_seconds=3600))
+    with hub_of([FakeCamera(fps=50)], listeners=(segments,)) as hub:
+        until(lambda: not old.exists(), seconds=10)
+        assert hub.failure is None
+    segments.close()
+
+
+def test_what_is_too_old_goes_while_a_camera_is_away(tmp_path: Path) -> None:
+    old = kept_segment(tmp_path / "a", "20260131T000000Z", 9000)
+    segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions(max_age_seconds=3600))
+    with hub_of([FakeCamera()], listeners=(segments,)):
+        until(lambda: not old.exists(), seconds=10)
+    segments.close()
+
+
+def test_what_cannot_be_removed_costs_no_frame_and_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: SegmentRetention) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(SegmentRetention, "find", fail)
+    segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions(0.2, max_bytes=1))
+    camera = FakeCamera()
+    with hub_of([camera], listeners=(segments,)) as hub:
+        feed = hub.subscribe("0")
+        for _ in range(8):
+            label(hub, camera, feed)
+            time.sleep(0.1)
+    segments.close()
+    assert segments.problems == []
+    manifests = [json.loads(path.read_text()) for path in tmp_path.rglob("manifest.json")]
+    assert len(manifests) > 1
+    assert sum(manifest["frames_out"] for manifest in manifests) == 8
+
+
+def test_segments_that_go_or_get_their_names_meanwhile_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another camera's thread closes its files while this one looks for what is too old."""
+    whole = kept_segment(tmp_path / "a", "20260131T000000Z", 9000)
+    half = kept_segment(tmp_path / "a", "20260131T000001Z", 9000)
+    gone = kept_segment(tmp_path / "a", "20260131T000002Z", 9000)
+    scandir = os.scandir
+
+    class Renamed:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name, self.path = entry.name, entry.path
+
+        def is_file(self, follow_symlinks: bool = True) -> bool:
+            return True
+
+        def stat(self, follow_symlinks: bool = True) -> os.stat_result:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+
+    @contextlib.contextmanager
+    def changing(path: Path) -> Iterator[list[os.DirEntry[str] | Renamed]]:
+        if Path(path) == gone:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        with scandir(path) as entries:
+            renamed = Path(path) == half
+            yield [Renamed(e) if renamed and e.name == "color.mp4" else e for e in entries]
+
+    retention = SegmentRetention(tmp_path, SegmentOptions(max_age_seconds=3600))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", changing)
+        found, total = retention.find()
+    assert {piece.folder for piece in found} == {whole, half}
+    assert total == 500
+
+
+def test_a_disk_that_stays_full_is_told_of_once_a_camera(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try names the folder that it could not write, which is another one each second."""
+    tries = []
+
+    def fail(self: SegmentFiles, name: str, *_: object) -> None:
+        tries.append(name)
+        with output_errors(tmp_path / str(len(tries))):
+            raise OSError(errno.ENOSPC if len(tries) < 9 else errno.EIO, "full")
+
+    monkeypatch.setattr(segments_module, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(SegmentFiles, "_begin", fail)
+    segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions())
+    with hub_of([FakeCamera(fps=50)], listeners=(segments,)):
+        until(lambda: len(tries) > 20)
+    segments.close()
+    assert [problem.partition(": ")[2][:8] for problem in segments.problems] == [
+        "No space",
+        "Input/ou",
+    ]
+
+
+@needs_ffmpeg
+def test_a_clock_that_is_set_while_it_is_recorded_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packets and labels lie where they came by the monotonic clock, each label where its packet does."""
+    clip = tmp_path / "clip.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x96:rate=20:duration=1.5", "-c:v", "libx264",
+           "-preset", "veryfast", "-g", "10", "-threads", "1", clip)  # fmt: skip
+    real, set_back = time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: real() - set_back)
+    with Recorder(tmp_path / "s") as recorder:
+        recording = LabelRecording(recorder)
+        camera = Camera(parse_address(str(clip), files=True), camera_config(),
+                        recorder.camera("front"))  # fmt: skip
+        recording.camera_added(None, "front", "")  # type: ignore[arg-type]
+        camera.start()
+        frames: list[Frame] = []
+        states: list[str] = []
+        while "ended" not in states:
+            news = camera.take(True, 0.2)
+            states += [change.state for change in news.changes]
+            if news.frame is not None:
+                frames.append(news.frame)
+                set_back = 3600.0 if len(frames) > 8 else 0.0
+                recording.labelled(seen(news.frame))
+    session = Session.open(tmp_path / "s")
+    files = session.cameras["front"]
+    packets = [r for s in files.packets for r in s.records(session.notes)
+               if isinstance(r, PacketRecord)]  # fmt: skip
+    arrived = [packet.arrived for packet in packets]
+    assert len(packets) == 30
+    assert packets[-1].wall < packets[0].wall
+    assert arrived == sorted(arrived)
+    assert arrived[-1] - arrived[0] < 60
+    labels = [entry.record for entry in all_entries(session, files, None)]
+    assert len(labels) == len(frames) > 15
+    came = {packet.pts: packet.arrived for packet in packets}
+    assert all(label.captured == came[label.pts] for label in labels)
+
+
+def seen(frame: Frame, camera: str = "front") -> Labelled:
+    """A frame as it was labelled."""
+    labels = np.zeros(frame.model_hw, np.uint8)
+    shown = Shown(camera, frame.index, frame.captured_at, time.time(), frame.planes, labels)
+    state = np.zeros((1, 1, 1), np.float32)
+    return Labelled(shown, frame, np.zeros(3, np.float32), False, time.time(), lambda: (state, 1))
+
+
+def test_a_camera_that_was_removed_lets_go_of_its_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that was under way then does not open it again."""
+    monkeypatch.setattr(writing_module, "_LINGER_SECONDS", 0.05)
+    frame = Frame(0, time.time(), 0, (64, 96), np.zeros((96, 96), np.uint8), 0, recording=1)
+    with Recorder(tmp_path / "s") as recorder:
+        recording = LabelRecording(recorder)
+        with hub_of([FakeCamera()], listeners=(recording,)) as hub:
+            recording.labelled(seen(frame, "0"))
+            until(lambda: list(tmp_path.glob("s/0/labels/*.log")))
+            hub.remove("0")
+        until(lambda: list(tmp_path.glob("s/0/labels/*.json")), seconds=10)
+        until(lambda: "record-0" not in {thread.name for thread in threading.enumerate()})
+        recording.labelled(seen(frame, "0"))
+        recording.camera_news("0", Delivery(dropped={"overload": 1}))
+        assert "record-0" not in {thread.name for thread in threading.enumerate()}
+    assert len(list(tmp_path.glob("s/0/labels/*.log"))) == 1
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("scheme", ["rtsp", "rtmp"])
+def test_a_server_that_never_answers_holds_nothing_up(scheme: str, tmp_path: Path) -> None:
+    """FFmpeg waits for it for ever, and with it the interpreter: it does so in a process of its own."""
+    clip = tmp_path / "clip.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x96:rate=10:duration=1", "-threads", "1", clip)
+    with tcp_server(lambda client: time.sleep(300)) as port:
+        done = roadmask(str(clip), "--realtime", *TINY, "--json",
+                        "--publish", f"{scheme}://127.0.0.1:{port}/live/x")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["frames"] > 0

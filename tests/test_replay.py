@@ -463,7 +463,7 @@ def test_labels_lost_on_a_slow_disk_are_followed_by_exact_ones(
         written(self, record, payload)  # type: ignore[arg-type]
 
     monkeypatch.setattr(track_module.TrackWriter, "append", fail_sometimes)
-    monkeypatch.setattr("pipeline.session.recorder._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.session.writing._RETRY_SECONDS", 0.0)
     monkeypatch.setattr(Recorder, "close", _close_quietly(Recorder.close))
     told = record(tmp_path / "s", {"front": Script([clip])})["front"]
     verification = Verification()
@@ -664,3 +664,52 @@ def test_a_session_without_labels_has_nothing_to_verify(tmp_path: Path) -> None:
         Replay(ReplayConfig(tmp_path / "s", verify=True))
     replay = Replay(ReplayConfig(tmp_path / "s", speed=MAX, engine="counting", size_hw=MODEL_HW))
     assert "1 cameras, 12 frames replayed" in list(replay.play())
+
+
+def test_without_a_state_that_fits_the_memory_is_warmed_up(
+    grouped: tuple[Path, dict[str, Told]],
+) -> None:
+    """Recorded states of another network are left alone: zeros, three seconds before."""
+    collected = Collected()
+    with counting_player(
+        Session.open(grouped[0]), collected.on_frame, speed=MAX, start_seconds=3.9, states_fit=False
+    ) as player:
+        player.join()
+    frames = collected.frames["reordered"]
+    first = frames[0]
+    assert first.seconds == pytest.approx(3.9, abs=0.1)
+    assert first.recorded is not None
+    seen = int(first.labels[1, 1])
+    assert 60 < seen <= 80  # of 30 a second, but those that were dropped, and a reconnect
+    assert seen < int(first.recorded.labels()[1, 1])
+    assert not any(frame.exact for frame in frames)  # nor is there a reset
+
+
+def test_a_state_of_another_shape_is_refused(
+    eight: tuple[Path, dict[str, Told]],
+) -> None:
+    """What the counting engine remembers is nothing to the network of the same weights."""
+    replay = Replay(ReplayConfig(eight[0], speed=MAX, engine="cpu", start_seconds=1.0))
+    feed = replay.hub.subscribe("camera0", depth=1000)
+    assert any("frames replayed" in line for line in replay.play())
+    assert feed.take(0.1) is not None
+
+
+def test_another_network_begins_without_the_recorded_memory(real: Path, tmp_path: Path) -> None:
+    """Of the same shape as its own: nothing else would tell."""
+    from models.registry import build, save
+
+    spec = replace(find_model(DEFAULT_MODEL).spec(), name="other", shapes={}, training={},
+                   measured={})  # fmt: skip
+    torch.manual_seed(2)
+    save(tmp_path / "other", build(spec), spec)
+    shown = {}
+    for start in (0.0, 0.4):
+        config = ReplayConfig(real, speed=MAX, start_seconds=start, engine="cpu",
+                              model=str(tmp_path / "other"))  # fmt: skip
+        replay = Replay(config)
+        feed = replay.hub.subscribe("camera1", depth=1000)
+        list(replay.play())
+        shown[start] = [frame.labels for frame in iter(lambda feed=feed: feed.take(0.0), None)]
+    assert 0 < len(shown[0.4]) < len(shown[0.0])
+    np.testing.assert_array_equal(shown[0.4], shown[0.0][-len(shown[0.4]) :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,20 +11,27 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from pipeline.engines.counting import CountingEngine
-from pipeline.errors import ConfigError, OutputError, SourceNotFoundError
+from pipeline.errors import ConfigError, MediaError, OutputError, SourceNotFoundError
 from pipeline.planes import Orientation, PlaneConverter
 from pipeline.session import CameraRecorder, Limits, Recorder, ShownLabels, StreamParameters
-from pipeline.session import recorder as recorder_module
+from pipeline.session import capture as capture_module
 from pipeline.session import track as track_module
+from pipeline.session import writing as writing_module
 from pipeline.session.capture import record_cameras
 from pipeline.session.checks import FormatError
 from pipeline.session.errors import SessionError
@@ -34,6 +42,7 @@ from pipeline.session.records import EventRecord, PacketRecord
 from pipeline.session.retention import SessionRetention
 from tests import media
 from tests.bench import session_fuzz
+from tests.cameras import until
 from tests.recordings import (
     MODEL_HW,
     Script,
@@ -309,6 +318,7 @@ def test_a_session_goes_on_only_with_what_labelled_it(clip: Path, tmp_path: Path
 def test_nobody_else_can_write_a_camera_that_is_being_recorded(clip: Path, tmp_path: Path) -> None:
     with Recorder(tmp_path / "s") as first:
         feed(first.camera("front"), clip)
+        until(lambda: first.camera("front").idle)
         second = Recorder(tmp_path / "s")
         feed(second.camera("front"), clip)
         with pytest.raises(OutputError, match="another recording"):
@@ -372,7 +382,7 @@ def test_a_full_disk_is_told_of_and_recording_goes_on_when_it_is_freed(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(track_module, "_create", _FullDisk)
-    monkeypatch.setattr(recorder_module, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(writing_module, "_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(_FullDisk, "free_bytes", 6000)
     recorder = Recorder(tmp_path / "s", None, Limits(segment_seconds=1.0))
     camera = recorder.camera("front")
@@ -547,3 +557,256 @@ def test_the_engine_of_the_tests_tells_states_apart() -> None:
     whole = CountingEngine(MODEL_HW, 1).step(frames, [0], [True])[0]
     lost = CountingEngine(MODEL_HW, 1).step(frames[:, [0, 1, 3, 4, 5]], [0], [True])[0]
     assert (whole[3:] != lost[2:]).reshape(3, -1).any(1).all()
+
+
+def test_a_reconnect_right_after_an_error_is_a_stream_of_its_own(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing is tried again yet, the camera is opened anew: its packets must not be lost, nor pass
+    for those of the connection before."""
+    monkeypatch.setattr(track_module, "_create", _FullDisk)
+    monkeypatch.setattr(_FullDisk, "free_bytes", 6000)
+    recorder = Recorder(tmp_path / "s", None, Limits(segment_seconds=1.0))
+    camera = recorder.camera("front")
+    feed(camera, clip)
+    until(lambda: camera.problem is not None and camera.idle)
+    monkeypatch.setattr(_FullDisk, "free_bytes", float("inf"))
+    connection = feed(camera, clip)
+    recorder.close()
+    session = Session.open(tmp_path / "s")
+    files = session.cameras["front"]
+    newest = replace(
+        files, packets=tuple(s for s in files.packets if s.head.connection == connection)
+    )
+    assert [data for _, data in packets_of(session, newest)] == [bytes(p) for p in demuxed(clip)]
+    assert newest.packets[0].head.opens
+
+
+def test_a_camera_whose_first_event_could_not_be_written_is_recorded_once_that_works(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the segment whose head could not be written, nothing is left."""
+    monkeypatch.setattr(track_module, "_create", _FullDisk)
+    monkeypatch.setattr(_FullDisk, "free_bytes", 0)
+    recorder = Recorder(tmp_path / "s")
+    camera = recorder.camera("front")
+    camera.packet(b"of no stream", pts=0, dts=0, key=True, arrived_at=time.time())
+    camera.state("connecting", "added")
+    until(lambda: camera.problem is not None and camera.idle)
+    assert "No space left" in str(camera.problem)
+    assert os.listdir(tmp_path / "s" / "front" / "packets") == [track_module.LOCK_FILE]
+    monkeypatch.setattr(_FullDisk, "free_bytes", float("inf"))
+    feed(camera, clip)
+    recorder.close()
+    session = Session.open(tmp_path / "s")
+    kept = packets_of(session, session.cameras["front"])
+    assert [data for _, data in kept] == [bytes(packet) for packet in demuxed(clip)]
+    assert session.notes.all() == []
+
+
+def sealed_segments(folder: Path, clip: Path) -> list[Path]:
+    """The files of a session's sealed segments."""
+    record(folder, {"old": Script([clip])}, limits=Limits(segment_seconds=0.4))
+    return sorted((folder / "old").rglob("0*.*"))
+
+
+def make_old(paths: list[Path]) -> None:
+    for path in paths:
+        os.utime(path, (time.time() - 86400, time.time() - 86400))
+
+
+ONE_HOUR = Limits(segment_seconds=0.1, max_age_seconds=3600)
+
+
+def test_what_is_too_old_goes_before_recording_goes_on(clip: Path, tmp_path: Path) -> None:
+    """On a full disk no segment would ever be sealed."""
+    old = sealed_segments(tmp_path / "s", clip)
+    make_old(old)
+    Recorder(tmp_path / "s", counting_configuration(), ONE_HOUR).close()
+    assert not any(path.exists() for path in old)
+
+
+@pytest.mark.parametrize("free_bytes", [0, float("inf")])
+def test_what_is_too_old_goes_while_no_segment_is_sealed(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: float
+) -> None:
+    """After an error, as of a full disk; and while a camera is away."""
+    monkeypatch.setattr(track_module, "_create", _FullDisk)
+    monkeypatch.setattr(_FullDisk, "free_bytes", float("inf"))
+    monkeypatch.setattr(writing_module, "_TIDY_SECONDS", 0.05 if free_bytes else 1000.0)
+    old = sealed_segments(tmp_path / "s", clip)
+    recorder = Recorder(tmp_path / "s", counting_configuration(), ONE_HOUR)
+    make_old(old)
+    time.sleep(ONE_HOUR.segment_seconds)
+    monkeypatch.setattr(_FullDisk, "free_bytes", free_bytes)
+    recorder.camera("front").state("connecting", "added")
+    until(lambda: not any(path.exists() for path in old), seconds=10)
+    with contextlib.suppress(OutputError):
+        recorder.close()
+
+
+def test_what_cannot_be_removed_costs_no_packet_and_keeps_nothing_else(
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = sealed_segments(tmp_path / "s", clip)
+    make_old(old)
+    stuck = tmp_path / "s" / "old" / "packets" / "000001.mkv"
+    stuck.unlink()
+    stuck.mkdir()
+    os.utime(stuck, (0, 0))
+    with Recorder(tmp_path / "s", counting_configuration(), ONE_HOUR) as recorder:
+        camera = recorder.camera("front")
+        for turn in range(3):
+            feed(camera, clip, start=3.0 * turn)
+            time.sleep(ONE_HOUR.segment_seconds)
+        until(lambda: camera.idle)
+        assert camera.problem is None
+    session = Session.open(tmp_path / "s")
+    assert len(packets_of(session, session.cameras["front"])) == 180
+    assert {path for path in old if path.exists()} == {
+        stuck, *(stuck.with_suffix(suffix) for suffix in (".log", ".json"))
+    }  # fmt: skip
+    assert caplog.text.count("cannot all be removed") == 1
+    with pytest.raises(OSError, match=r"000001\.mkv"):
+        SessionRetention(tmp_path / "s", ONE_HOUR).tidy(now=True)
+
+
+def test_files_that_go_while_they_are_looked_at_are_no_error(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process tidies the same folder, or gives a file its final name."""
+    sealed_segments(tmp_path / "s", clip)
+    scandir = os.scandir
+
+    class Gone:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name, self.path = entry.name, entry.path
+
+        def stat(self, follow_symlinks: bool = True) -> os.stat_result:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
+
+    @contextlib.contextmanager
+    def some_gone(path: Path) -> Iterator[list[os.DirEntry[str] | Gone]]:
+        with scandir(path) as entries:
+            yield [Gone(e) if e.name.startswith("000002.") else e for e in entries]
+
+    retention = SessionRetention(tmp_path / "s", Limits(max_age_seconds=3600))
+    whole = {path.stem for piece in retention.find()[0] for path in piece.paths}
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", some_gone)
+        found, total = retention.find()
+    assert {path.stem for piece in found for path in piece.paths} == whole - {"000002"}
+    assert total > 0
+
+
+def test_behind_a_disk_that_hangs_no_more_waits_than_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither lost label maps nor dropped frames are noted one by one; the first after them is marked."""
+    limits = Limits(queue_bytes=3 * MODEL_HW[0] * MODEL_HW[1])
+    with Recorder(tmp_path / "s", counting_configuration(), limits) as recorder:
+        camera = recorder.camera("front")
+        write, works = camera._tracks.labels, Event()
+
+        def hang(given: ShownLabels) -> None:
+            works.wait(30)
+            write(given)
+
+        monkeypatch.setattr(camera._tracks, "labels", hang)
+        connection = camera.connected(StreamParameters("h264", 0, b"", (48, 64), None, Fraction(1)))
+        for index in range(500):
+            camera.labels(shown(connection, index))
+            camera.dropped(connection, 1, "overload")
+        assert camera._writing._queue.qsize() < 20
+        assert camera.lost_labels > 490
+        works.set()
+        until(lambda: camera.idle)
+        camera.labels(shown(connection, 500))
+    session = Session.open(tmp_path / "s")
+    entries = list(all_entries(session, session.cameras["front"], None))
+    assert [entry.follows_damage for entry in entries] == [False] * (len(entries) - 1) + [True]
+    assert entries[-1].record.frame_index == 500
+
+
+def test_a_camera_that_was_removed_is_sealed_and_may_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread ends and its files are closed; another one of its name goes on in its folder."""
+    monkeypatch.setattr(writing_module, "_LINGER_SECONDS", 0.05)
+    stream = StreamParameters("h264", 0, b"", (48, 64), None, Fraction(1))
+    with Recorder(tmp_path / "s", counting_configuration()) as recorder:
+        for turn in range(2):
+            camera = recorder.camera("front")
+            connection = camera.connected(stream)
+            camera.labels(shown(connection, turn))
+            recorder.forget("front")
+            until(lambda: "record-front" not in {thread.name for thread in threading.enumerate()})
+            seals = sorted((tmp_path / "s").rglob("front/labels/*.json"))
+            assert len(seals) == turn + 1
+    recorder.forget("front")  # of one that is not there, nothing
+    session = Session.open(tmp_path / "s")
+    assert [s.head.connection for s in session.cameras["front"].packets] == [1, 2]
+    assert len(labels_of(session, session.cameras["front"])) == 2
+    assert session.notes.all() == session.check() == []
+
+
+def test_what_should_not_happen_to_a_camera_being_recorded_is_told(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UnicodeDecodeError("ascii", b"\xff", 0, 1, "ordinal not in range")
+
+    monkeypatch.setattr(capture_module.Connection, "packets", fail)
+    lines: list[str] = []
+    failed = record_cameras(
+        [str(clip)], tmp_path / "s", Limits(), None, lambda: False, lines.append
+    )
+    assert len(failed) == 1
+    assert "internal error" in failed[0]
+    assert any("ended: internal error" in line for line in lines)
+
+
+def test_a_containers_tag_that_is_not_ascii_is_left_out() -> None:
+    class Context(SimpleNamespace):
+        @property
+        def codec_tag(self) -> str:
+            return b"\xff\x01\x00\x00".decode("ascii")
+
+    context = Context(name="h264", extradata=None, height=48, width=64, pix_fmt="yuv420p",
+                      color_primaries=2, color_range=0, color_trc=2, colorspace=2)  # fmt: skip
+    stream: Any = SimpleNamespace(
+        codec_context=context, time_base=Fraction(1, 90000), average_rate=None, guessed_rate=None
+    )
+    assert StreamParameters.of(stream).codec_tag == 0
+    replace(StreamParameters.of(stream), codec_tag=0xFFFFFFFF).open_decoder()
+    with pytest.raises(MediaError, match="does not open"):
+        replace(StreamParameters.of(stream), pix_fmt="nonesuch").open_decoder()
+
+
+def test_zeros_lie_behind_a_decoders_set_up_data() -> None:
+    """PyAV leaves there what the heap held, unless more was there before; decoders read on into it."""
+    given: list[bytes] = []
+
+    class Context(SimpleNamespace):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "extradata":
+                given.append(value)
+
+    stream = StreamParameters("h264", 0, b"set up", (48, 64), None, Fraction(1, 90000))
+    stream._set_up(Context())  # type: ignore[arg-type]
+    assert given == [b"set up" + bytes(64), b"set up"]
+
+
+@pytest.mark.parametrize("first_file", ["damaged", "missing"])
+def test_the_segments_make_up_for_the_first_file_whatever_the_folder_is_called(
+    clip: Path, tmp_path: Path, first_file: str
+) -> None:
+    folder = tmp_path / "version2"
+    record(folder, {"front": Script([clip])})
+    (folder / "session.json").unlink()
+    if first_file == "damaged":
+        (folder / "session.json").write_bytes(b"{ damaged")
+    session = Session.open(folder)
+    assert session.configuration == counting_configuration()
+    assert f"session.json is {first_file}" in session.notes.all()[0]
+    assert len(packets_of(session, session.cameras["front"])) == 60

@@ -23,7 +23,7 @@ from pipeline.live.address import Address
 from pipeline.live.connection import CameraError, Connection
 from pipeline.live.delivery import CameraConfig, Delivery, Frame
 from pipeline.live.hub import StateChange
-from pipeline.live.waiting import Backoff, FrameQueue, PacketQueue, WaitingFrame
+from pipeline.live.waiting import Arrivals, Backoff, FrameQueue, PacketQueue, WaitingFrame
 from pipeline.planes import FrameFormat, PlaneConverter
 from pipeline.session import CameraRecorder
 
@@ -43,6 +43,7 @@ class _Link:
         decoded: frames it has given.
         backlog: packets between its two threads.
         waits_since: arrival of the first packet after the frame given last.
+        arrivals: of its packets.
     """
 
     connection: Connection
@@ -52,6 +53,7 @@ class _Link:
     decoded: int = 0
     waits_since: float | None = None
     opened_at: float = field(default_factory=time.time)
+    arrivals: Arrivals = field(default_factory=Arrivals)
 
 
 class Camera:
@@ -197,8 +199,10 @@ class Camera:
             self._beat = time.time()
             if self._stopping.is_set():
                 return
+            monotonic = time.monotonic()
+            link.arrivals.add(arrived, monotonic)
             if self._recorder is not None:
-                self._recorder.av_packet(packet, arrived)
+                self._recorder.av_packet(packet, arrived, monotonic)
             self._lose("overload", link.backlog.put(packet, arrived))
             if link.waits_since is None:
                 link.waits_since = arrived
@@ -231,7 +235,7 @@ class Camera:
                 return
             waiting = WaitingFrame(
                 frame, index, captured_at, link.number, decoded_index, link.recording, time.time(),
-                link.connection.stamp_seconds(frame),
+                link.connection.stamp_seconds(frame), link.arrivals.monotonic(captured_at),
             )  # fmt: skip
             self._count("overload", self._queue.put(waiting))
             if self._state != "live":
@@ -290,5 +294,5 @@ class Camera:
         return Frame(
             waiting.index, waiting.captured_at, waiting.connection, self._converter.size_hw,
             planes, picture.pts, waiting.stamp_seconds, waiting.decoded_index, waiting.recording,
-            waiting.decoded_at, taken_at, time.time(),
+            waiting.decoded_at, taken_at, time.time(), waiting.captured_monotonic,
         )  # fmt: skip

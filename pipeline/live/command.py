@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,24 +228,33 @@ class Outputs:
 
 def _writer_kind(plan: LivePlan) -> MakeWriter:
     assert plan.config.publish is not None
-    if plan.config.inline or not is_push(plan.config.publish):
+    if not is_push(plan.config.publish):
         return OverlayStream
     from pipeline.live.actors import RemoteOverlay  # Ray takes a second to import
 
     return RemoteOverlay
 
 
-def _camera_kind(plan: LivePlan, outputs: Outputs) -> AbstractContextManager[MakeCamera]:
+@contextmanager
+def _camera_kind(plan: LivePlan, outputs: Outputs) -> Iterator[MakeCamera]:
     recorder = outputs.recorder
     if plan.config.inline:
 
         def make(name: str, address: Address, config: CameraConfig) -> CameraHandle:
             return Camera(address, config, recorder.camera(name) if recorder is not None else None)
 
-        return nullcontext(make)
-    from pipeline.live.actors import remote_cameras  # Ray takes a second to import
+        if plan.config.publish is None or not is_push(plan.config.publish):
+            yield make
+            return
+        from pipeline.actors import cluster  # Ray takes a second to import
 
-    return remote_cameras(recorder)
+        with cluster(None):  # for what sends to a server
+            yield make
+        return
+    from pipeline.live.actors import remote_cameras
+
+    with remote_cameras(recorder) as remote:
+        yield remote
 
 
 def _ended_badly(cameras: tuple[CameraStatus, ...]) -> Iterator[str]:

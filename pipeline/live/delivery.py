@@ -70,6 +70,7 @@ class Frame:
         recording: the connection's number in the recording, None if nothing records.
         decoded_at, taken_at, handed_at: `time.time()` at which it left the decoder, began to be
             converted, and was handed over, seconds.
+        captured_monotonic: `time.monotonic()` at which its packet arrived, seconds; None if unknown.
     """
 
     index: int
@@ -84,6 +85,7 @@ class Frame:
     decoded_at: float = 0.0
     taken_at: float = 0.0
     handed_at: float = 0.0
+    captured_monotonic: float | None = None
 
     @property
     def model_hw(self) -> tuple[int, int]:

@@ -20,12 +20,12 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from pipeline.errors import ConfigError
-from pipeline.live.address import mask
 from pipeline.live.hub import Shown, Subscription
 from pipeline.live.labeller import LIVE_TIME_BASE
 from pipeline.live.live import Listener, LiveHub
 from pipeline.live.waiting import Backoff
 from pipeline.palette import Palette, Planes
+from pipeline.secrecy import mask
 from pipeline.sources import safe_name
 
 OPACITY = 0.5
@@ -33,11 +33,11 @@ _FORMATS = {"rtsp": "rtsp", "rtmp": "flv", "rtmps": "flv", "srt": "mpegts", "udp
 _KEYFRAME_SECONDS = 1.0  # a player that joins sees a picture after so long
 _RATE = 25  # stated; the frames' own time stamps count
 _OPTIONS = {
-    "rtsp": {"rtsp_transport": "tcp"},
+    # PyAV's own time-outs are for inputs; the other protocols get no options from it.
+    "rtsp": {"rtsp_transport": "tcp", "timeout": "5000000"},  # microseconds
     "flv": {"flvflags": "no_duration_filesize"},
     "hls": {"hls_time": "1", "hls_list_size": "6", "hls_flags": "delete_segments+temp_file"},
 }
-_TIMEOUT_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +53,8 @@ def check_target(pattern: str) -> str:
 
 
 def is_push(pattern: str) -> bool:
-    """Whether a target is a server, which may keep a sender waiting, and not a file."""
+    """Whether a target is a server, and not a file. It may keep a sender waiting for ever, who in some of
+    PyAV's calls holds the interpreter's lock: it is to be sent to from a process apart."""
     return "://" in pattern
 
 
@@ -85,9 +86,8 @@ class OverlayStream:
         if kind == "hls":
             Path(target).parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(
-            target, "w", format=kind, container_options=_OPTIONS.get(kind, {}),
-            timeout=(_TIMEOUT_SECONDS, _TIMEOUT_SECONDS),
-        )  # fmt: skip
+            target, "w", format=kind, container_options=_OPTIONS.get(kind, {})
+        )
         self._stream = self._add_stream()
         self._pts, self._keyframe_at = -1, 0.0
 

@@ -7,8 +7,8 @@ from collections import Counter
 from pipeline.live.config import LivePlan
 from pipeline.live.delivery import Delivery
 from pipeline.live.labeller import Labelled
-from pipeline.live.live import Listener
-from pipeline.session import Configuration, Limits, Recorder, ShownLabels
+from pipeline.live.live import Listener, LiveHub
+from pipeline.session import CameraRecorder, Configuration, Limits, Recorder, ShownLabels
 
 
 class LabelRecording(Listener):
@@ -20,19 +20,28 @@ class LabelRecording(Listener):
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self._cameras: dict[str, CameraRecorder] = {}
         self._recording: dict[str, int] = {}
         self._dropped: dict[str, Counter[str]] = {}
 
+    def camera_added(self, hub: LiveHub, name: str, shown_url: str) -> None:
+        self._cameras[name] = self._recorder.camera(name)
+
+    def camera_gone(self, name: str) -> None:
+        for known in (self._cameras, self._recording, self._dropped):
+            known.pop(name, None)
+        self._recorder.forget(name)
+
     def labelled(self, labelled: Labelled) -> None:
         frame, shown = labelled.frame, labelled.shown
-        if frame.recording is None:
+        camera = self._cameras.get(shown.camera)
+        if frame.recording is None or camera is None:
             return
         self._recording[shown.camera] = frame.recording
-        camera = self._recorder.camera(shown.camera)
         camera.labels(
             ShownLabels(
                 frame.recording, shown.frame_index, frame.pts, shown.captured_at, shown.labels,
-                labelled.fresh, decoded_index=frame.decoded_index,
+                labelled.fresh, frame.captured_monotonic, frame.decoded_index,
                 latency_ms=1000 * (shown.labelled_at - shown.captured_at),
             )
         )  # fmt: skip
@@ -40,12 +49,15 @@ class LabelRecording(Listener):
             camera.checkpoint(*labelled.read_state())
 
     def camera_news(self, name: str, delivery: Delivery) -> None:
+        camera = self._cameras.get(name)
+        if camera is None:
+            return
         now = Counter(delivery.dropped)
         newly = now - self._dropped.get(name, Counter())
         self._dropped[name] = now
         if newly and name in self._recording:
             for reason, frames in newly.items():
-                self._recorder.camera(name).dropped(self._recording[name], frames, reason)
+                camera.dropped(self._recording[name], frames, reason)
 
 
 def make_recorder(plan: LivePlan) -> Recorder | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -19,7 +20,6 @@ from pipeline.live.hub import Shown, Subscription
 from pipeline.live.labeller import LIVE_TIME_BASE
 from pipeline.live.live import Listener, LiveHub
 from pipeline.palette import Palette
-from pipeline.parts import output_errors
 from pipeline.retention import Piece, Retention
 from pipeline.sinks import MANIFEST, OutputOptions, Sink
 from pipeline.sources import safe_name
@@ -59,7 +59,7 @@ class SegmentFiles(Listener):
         options: how they are written, and how many are kept.
 
     Attributes:
-        problems: what could not be written or removed, a line each.
+        problems: what could not be written, a line for each camera and kind of error.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class SegmentFiles(Listener):
         self._retention = SegmentRetention(out, options)
         self._threads: list[Thread] = []
         self._lock = Lock()
+        self._told: set[tuple[str, int | None]] = set()
         self.problems: list[str] = []
 
     def camera_added(self, hub: LiveHub, name: str, shown_url: str) -> None:
@@ -104,10 +105,19 @@ class SegmentFiles(Listener):
                     if segment is not None:
                         self._finish(segment)
                     return
+                if shown is None:  # segments grow old while their camera is away
+                    self._retention.try_to_tidy()
             except OutputError as error:
                 segment, retry_at = None, time.monotonic() + _RETRY_SECONDS
-                if str(error) not in self.problems:
-                    self.problems.append(str(error))
+                self._note(name, error)
+                self._retention.try_to_tidy()  # the disk may be full
+
+    def _note(self, name: str, error: OutputError) -> None:
+        """Keep a problem the first time: each try names another folder, for as long as the disk is full."""
+        kind = name, getattr(error.__cause__, "errno", None)
+        if kind not in self._told:
+            self._told.add(kind)
+            self.problems.append(str(error))
 
     def _begin(self, name: str, shown_url: str, first: Shown) -> _Segment:
         options = OutputOptions(overlay=self._options.overlay)
@@ -116,8 +126,7 @@ class SegmentFiles(Listener):
 
     def _finish(self, segment: _Segment) -> None:
         segment.finish()
-        with output_errors(self._out):
-            self._retention.tidy()
+        self._retention.try_to_tidy()
 
     def _is_to_end(self, segment: _Segment, shown: Shown | None) -> bool:
         if shown is not None and shown.labels.shape != segment.stream.size_hw:
@@ -146,18 +155,23 @@ class SegmentRetention(Retention):
 
 
 def _folders(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
+    """The folders in a folder; none if it is gone."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return []
 
 
 def _piece(folder: Path) -> Piece:
     """One segment's own files, whatever else is in its folder; what a crash left of them too."""
     piece = Piece(folder=folder)
-    with os.scandir(folder) as entries:
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name.removeprefix(".").removesuffix(".part")
             if name in _FILES and entry.is_file(follow_symlinks=False):
-                stat = entry.stat(follow_symlinks=False)
+                try:
+                    stat = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:  # it just got its final name
+                    continue
                 piece.paths.append(Path(entry.path))
                 piece.bytes += stat.st_size
                 piece.written_at = max(piece.written_at, stat.st_mtime)

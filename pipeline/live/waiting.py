@@ -12,6 +12,7 @@ from av.video.frame import VideoFrame
 
 _LONGEST_LAG_SECONDS = 2.0  # behind by more, a decoder is not going to catch up
 _MOST_BYTES = 32 << 20  # nor by more than this, however fast it came
+_ARRIVALS_KEPT = 1024  # more packets than wait for a decoder that is going to catch up
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,26 @@ class WaitingFrame:
     recording: int | None
     decoded_at: float = 0.0
     stamp_seconds: float | None = None
+    captured_monotonic: float | None = None
+
+
+class Arrivals:
+    """When the newest packets arrived by the monotonic clock, by their `time.time()`.
+
+    What lies between the two changes when the machine's clock is set. One thread may add while another asks.
+    """
+
+    def __init__(self) -> None:
+        self._monotonic: dict[float, float] = {}
+
+    def add(self, arrived: float, monotonic: float) -> None:
+        self._monotonic[arrived] = monotonic
+        if len(self._monotonic) > _ARRIVALS_KEPT:
+            del self._monotonic[next(iter(self._monotonic))]
+
+    def monotonic(self, arrived: float) -> float | None:
+        """`time.monotonic()` of a packet's arrival; None if too many have come since."""
+        return self._monotonic.get(arrived)
 
 
 class FrameQueue:

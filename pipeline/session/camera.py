@@ -66,19 +66,25 @@ class CameraTracks:
     def connected(
         self, connection: int, stream: StreamParameters, reason: str, at: dict[str, float]
     ) -> None:
-        """A new stream: its packets go to new segments, the first of which has at least its number."""
-        self._seal(PACKETS)
+        """A new stream: its packets go to new segments, the first of which has at least its number.
+
+        Raises OutputError; what comes later is of this stream all the same.
+        """
         self._connection, self._stream, self._part = connection, stream, 0
         self._needs_key, self._opens = False, True
+        self._seal(PACKETS)
         self.event({"kind": "connected", "connection": connection, "reason": reason, **at})
 
     def hole(self) -> None:
         """Packets were lost on the way to the disk: what follows is decoded anew."""
-        self._seal(PACKETS)
         self._part += 1
+        self._opens = False
+        self._seal(PACKETS)
 
     def packet(self, facts: dict[str, Any], data: bytes) -> None:
-        """A packet of the stream."""
+        """A packet of the stream; nothing while there is none."""
+        if self._stream is None:
+            return
         if self._needs_key:
             if not facts["key"]:
                 return
@@ -149,12 +155,16 @@ class CameraTracks:
         self._labels_lost = True
 
     def close(self) -> None:
-        """Seal both tracks. Raises OutputError."""
+        """Seal both tracks and let others write them; what comes later opens them again.
+
+        Raises OutputError.
+        """
+        writers, self._writers = list(self._writers.values()), {}
         try:
-            for writer in self._writers.values():
+            for writer in writers:
                 writer.seal()
         finally:
-            for writer in self._writers.values():
+            for writer in writers:
                 writer.abandon()
                 writer.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -29,7 +30,7 @@ class CameraCapture:
 
     Attributes:
         name: the camera's.
-        error: why it was given up, one line; None if it was not.
+        error: why it was given up, or what went wrong with it that should not, one line; None if neither.
         packets: recorded so far.
     """
 
@@ -63,11 +64,18 @@ class CameraCapture:
         while not self._stop.is_set():
             try:
                 self._follow()
-            except CameraError as error:
-                if not self._try_again(error):
-                    return
-                continue
-            break
+            except CameraError as broken:
+                error = broken
+            except Exception as defect:  # must not end a recording, nor pass unseen
+                text = self._address.scrub(traceback.format_exc())
+                logging.getLogger(__name__).error("%s: %s", self._address.shown, text)
+                reason = f"internal error, please report it: {defect!r}"
+                error = CameraError(self._address.scrub(reason))
+                self.error = f"{self._address.shown}: {error}"
+            else:
+                break
+            if not self._try_again(error):
+                return
         self._change("ended", "the recording ends" if self._stop.is_set() else "the file ends")
 
     def _follow(self) -> None:

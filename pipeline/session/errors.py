@@ -7,3 +7,7 @@ from pipeline.errors import PipelineError
 
 class SessionError(PipelineError, ValueError):
     """A session that cannot be read, or not used as asked."""
+
+
+class UnknownVersionError(SessionError):
+    """A session of a later format."""

@@ -148,6 +148,21 @@ def find_start(session: Session, camera: CameraFiles, seconds: float) -> Start |
     return None
 
 
+def warm_start(session: Session, camera: CameraFiles, seconds: float) -> Start | None:
+    """The last label map up to `seconds`, or else the first, to start from zeros: nothing is exact then.
+
+    None if the camera has no labels.
+    """
+    began = [session.seconds(segment, segment.head.began) for segment in camera.labels]
+    place = max((place for place, at in enumerate(began) if at <= seconds), default=0)
+    found: LabelEntry | None = None
+    for entry in all_entries(session, replace(camera, labels=camera.labels[place:]), None):
+        if found is not None and entry.seconds > seconds:
+            break
+        found = entry
+    return Start(found, None, 0, exact=False) if found is not None else None
+
+
 def _starts(session: Session, camera: CameraFiles, place: int) -> Iterator[tuple[float, Start]]:
     """The places in one segment from which labels are exact; also the one right after its end.
 

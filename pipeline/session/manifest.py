@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from pipeline.errors import SourceNotFoundError
 from pipeline.session.checks import FormatError, expect, seconds, text
-from pipeline.session.errors import SessionError
+from pipeline.session.errors import SessionError, UnknownVersionError
 from pipeline.session.format import (
     FORMAT_VERSION,
     MOST_JSON_BYTES,
@@ -36,12 +36,13 @@ class SessionManifest:
 
 
 def read_manifest(path: Path) -> SessionManifest:
-    """Raises SessionError if the file is not one that this version can read, one line."""
+    """Raises SessionError if the file is not one that this version can read, SourceNotFoundError if there
+    is none; one line."""
     try:
         raw = parse_object(read_plain(path, MOST_JSON_BYTES))
         version = raw.get("version")
         if version != FORMAT_VERSION and type(version) is int:
-            raise SessionError(
+            raise UnknownVersionError(
                 f"{path}: format version {str(version)[:20]} is not known: this version reads"
                 f" {FORMAT_VERSION}"
             )

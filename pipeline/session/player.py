@@ -83,6 +83,7 @@ class Player(Closing):
         start_seconds: float = 0.0,
         paused: bool = False,
         kept_bytes: int = 0,
+        states_fit: bool = True,
     ) -> None:
         """
         Args:
@@ -95,11 +96,13 @@ class Player(Closing):
             paused: stand still before the first frame.
             kept_bytes: of frames gone by, of all cameras together, among which steps back cost nothing;
                 above 0 the player stays at its end, and can go back from there, until it is closed.
+            states_fit: the recorded memories are of the network that labels now.
         """
         self.session = session
         self._segmenter, self._model_hw = segmenter, model_hw
         self._on_frame, self._on_show = on_frame, on_show
         self._speed, self._paused, self._kept_bytes = speed, paused, kept_bytes
+        self._states_fit = states_fit
         self._control = Lock()
         self._threads: list[Thread] = []
         self._reels: dict[str, Reel] = {}
@@ -229,7 +232,7 @@ class Player(Closing):
         self.lateness = Lateness()
         sources = {
             name: CameraSource(self.session, camera, self._segmenter, self._model_hw, seconds,
-                               lambda: self._stop)
+                               lambda: self._stop, self._states_fit)
             for name, camera in cameras.items()
         }  # fmt: skip
         kept = self._kept_bytes // max(1, len(cameras))

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import SourceNotFoundError
 from pipeline.session.checks import FormatError, expect
-from pipeline.session.errors import SessionError
+from pipeline.session.errors import SessionError, UnknownVersionError
 from pipeline.session.format import (
     FORMAT_VERSION,
     LABELS,
@@ -226,16 +226,22 @@ class Session:
             SessionError: it cannot be read, or nothing of it is good.
         """
         notes, configuration = Notes(), None
+        missing: SourceNotFoundError | None = None
         try:
             configuration = read_manifest(folder / SESSION_FILE).configuration
-        except SourceNotFoundError:
+        except SourceNotFoundError as error:
+            if not folder.is_dir():
+                raise
+            missing = error
+            notes.add(f"{folder / SESSION_FILE} is missing: what the segments say is used instead")
+        except UnknownVersionError:
             raise
         except SessionError as error:
-            if "version" in str(error):
-                raise
             notes.add(f"{error}: what the segments say is used instead")
         cameras = {camera.name: camera for camera in _cameras(folder, notes)}
         segments = [s for c in cameras.values() for s in (*c.packets, *c.labels)]
+        if not segments and missing is not None:
+            raise missing
         if not segments:
             why = "; ".join(notes.all()[:1]) or "it holds no segment"
             raise SessionError(f"{folder}: nothing in it can be replayed: {why}")

@@ -6,11 +6,9 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -33,8 +31,8 @@ from pipeline.session.format import (
 from pipeline.session.records import MOST_NAME, MOST_REASON
 from pipeline.session.retention import SessionRetention
 from pipeline.session.stream import StreamParameters
+from pipeline.session.writing import WritingThread
 
-_RETRY_SECONDS = 5.0
 _CLOSE_SECONDS = 60.0
 
 
@@ -82,6 +80,7 @@ class Recorder(Closing):
         self._lock = Lock()
         self._retention = SessionRetention(self.folder, self.limits)
         self._start()
+        self.tidy()  # on a full disk nothing else would make room
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process gets the session, its clock and its settings, and opens cameras itself."""
@@ -100,11 +99,21 @@ class Recorder(Closing):
         with self._lock:
             if name not in self._cameras:
                 self._cameras[name] = CameraRecorder(self, name)
+            self._cameras[name].stay()
             return self._cameras[name]
+
+    def forget(self, name: str) -> None:
+        """A camera was removed: its segments are sealed once nothing comes of it any more; does not wait.
+
+        `camera` gives the same one again, should there be another of this name.
+        """
+        with self._lock:
+            if name in self._cameras:
+                self._cameras[name].leave()
 
     def tidy(self) -> None:
         """Remove what is older or more than the limits allow; at most every half minute."""
-        self._retention.tidy()
+        self._retention.try_to_tidy()
 
     def close(self) -> None:
         """Write what waits and seal all segments. May be called again.
@@ -162,13 +171,11 @@ class CameraRecorder:
 
     Attributes:
         name: the camera's.
-        problem: why nothing is being written just now, one line; None if all is well.
         lost_packets, lost_labels: not recorded, because the disk was too slow or failed.
     """
 
     def __init__(self, recorder: Recorder, name: str) -> None:
         self.name = name
-        self.problem: str | None = None
         self.lost_packets = self.lost_labels = 0
         self._recorder, self._limits = recorder, recorder.limits
         folder = recorder.folder / camera_folder(name)
@@ -177,13 +184,9 @@ class CameraRecorder:
         )
         self._connections = self._tracks.last_segment() + 1
         self._connections_lock = Lock()
-        self._queue: SimpleQueue[tuple[int, Callable[[], None]] | None] = SimpleQueue()
-        self._waiting_bytes, self._waiting_lock = 0, Lock()
-        self._skipping = False
+        self._writing = WritingThread(name, self._tracks, recorder.tidy)
+        self._skipping = self._losing_labels = False
         self._checkpoint_due = 0.0
-        self._closed = Event()
-        self._thread = Thread(target=self._write, name=f"record-{name}", daemon=True)
-        self._thread.start()
 
     def connected(self, parameters: StreamParameters, reason: str = "") -> int:
         """The camera was opened: packets that follow are of a new stream; returns its number."""
@@ -191,7 +194,10 @@ class CameraRecorder:
             connection, self._connections = self._connections, self._connections + 1
         at, why = _now(), one_line(reason, MOST_REASON)
         self._skipping = False
-        self._put(0, lambda: self._tracks.connected(connection, parameters, why, at))
+        # Whatever the disk does: packets that follow must not pass for those of another stream.
+        self._writing.put(
+            0, lambda: self._tracks.connected(connection, parameters, why, at), always=True
+        )
         return connection
 
     def packet(
@@ -232,7 +238,7 @@ class CameraRecorder:
         }  # fmt: skip
         if extradata:
             facts["extradata"] = extradata.hex()
-        self._put(len(data), lambda: self._tracks.packet(facts, data))
+        self._writing.put(len(data), lambda: self._tracks.packet(facts, data))
 
     def av_packet(
         self,
@@ -252,29 +258,32 @@ class CameraRecorder:
     def gap(self, seconds: float | None, reason: str) -> None:
         """Frames are missing in the stream; None if how long is unknown."""
         at, why = _now(), one_line(reason, MOST_REASON)
-        self._put(0, lambda: self._tracks.event({"kind": "gap", "seconds": seconds,
-                                                 "reason": why, **at}))  # fmt: skip
+        self._event({"kind": "gap", "seconds": seconds, "reason": why, **at})
 
     def state(self, state: str, reason: str = "") -> None:
         """The camera's state changed; one of `CAMERA_STATES`, with why, and without a password."""
         at, why = _now(), one_line(reason, MOST_REASON)
-        self._put(0, lambda: self._tracks.event({"kind": "state", "state": state,
-                                                 "reason": why, **at}))  # fmt: skip
+        self._event({"kind": "state", "state": state, "reason": why, **at})
 
     def labels(self, shown: ShownLabels) -> None:
         """A label map was shown. Its array must not change afterwards."""
-        if self._waiting_bytes > self._limits.queue_bytes:
+        if self._behind:
             self.lost_labels += 1
-            self._put(0, self._tracks.labels_lost)
+            if not self._losing_labels:  # once, however long the disk hangs
+                self._losing_labels = True
+                self._writing.put(0, self._tracks.labels_lost)
             return
-        self._put(shown.labels.nbytes, lambda: self._tracks.labels(shown))
+        self._losing_labels = False
+        self._writing.put(shown.labels.nbytes, lambda: self._tracks.labels(shown))
 
     def dropped(self, connection: int, frames: int, reason: str) -> None:
         """Frames were not labelled: "overload", "stale", "damaged". For the statistics alone."""
+        if self._behind:
+            return
         at, why = _now(), one_line(reason, MOST_REASON)
-        self._put(0, lambda: self._tracks.label_event(
-            {"kind": "dropped", "connection": connection, "frames": frames,
-             "reason": why, **at}))  # fmt: skip
+        record = {"kind": "dropped", "connection": connection, "frames": frames,
+                  "reason": why, **at}  # fmt: skip
+        self._writing.put(0, lambda: self._tracks.label_event(record))
 
     @property
     def wants_checkpoint(self) -> bool:
@@ -289,68 +298,54 @@ class CameraRecorder:
             steps: frames it has seen since its last reset.
         """
         self._checkpoint_due = time.monotonic() + self._limits.checkpoint_seconds
-        if self._waiting_bytes <= self._limits.queue_bytes:
-            self._put(state.nbytes, lambda: self._tracks.checkpoint(state, steps))
+        if not self._behind:
+            self._writing.put(state.nbytes, lambda: self._tracks.checkpoint(state, steps))
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be written."""
-        return self._queue.empty() and self._waiting_bytes == 0
+        return self._writing.idle
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is being written just now, one line; None if all is well."""
+        return self._writing.problem
+
+    def stay(self) -> None:
+        """The camera is wanted: its segments stay open, however long nothing comes of it."""
+        self._writing.stay()
+
+    def leave(self) -> None:
+        """The camera was removed: they are sealed once nothing has come of it for some seconds."""
+        self._writing.leave()
 
     def ask_to_close(self) -> None:
-        """What waits is written, then the segments are sealed."""
-        self._queue.put(None)
+        """What waits is written, then the segments are sealed. Nothing more is taken."""
+        self._writing.ask_to_close()
 
     def wait_closed(self) -> str | None:
         """Wait for that; returns what went wrong, if anything did."""
-        if not self._closed.wait(_CLOSE_SECONDS):
+        if not self._writing.wait_closed(_CLOSE_SECONDS):
             return f"{self._recorder.folder}: the disk did not answer for {_CLOSE_SECONDS:g} s"
         return self.problem
 
+    def _event(self, record: dict[str, Any]) -> None:
+        self._writing.put(0, lambda: self._tracks.event(record))
+
+    @property
+    def _behind(self) -> bool:
+        """Whether more waits for the disk than may."""
+        return self._writing.waiting_bytes > self._limits.queue_bytes
+
     def _skip_packet(self, key: bool) -> bool:
         """Once the disk cannot follow, all up to a key frame is left out, and said to be."""
-        if self._waiting_bytes > self._limits.queue_bytes and not self._skipping:
+        if self._behind and not self._skipping:
             self._skipping = True
-        elif self._skipping and key and self._waiting_bytes == 0:
+        elif self._skipping and key and self._writing.waiting_bytes == 0:
             self._skipping = False
-            self._put(0, self._tracks.hole)
+            self._writing.put(0, self._tracks.hole)
         self.lost_packets += self._skipping
         return self._skipping
-
-    def _put(self, size: int, write: Callable[[], None]) -> None:
-        with self._waiting_lock:
-            self._waiting_bytes += size
-        self._queue.put((size, write))
-
-    def _write(self) -> None:
-        """The writing thread: what comes, in order, until it is asked to close."""
-        retry_at = 0.0
-        while (item := self._queue.get()) is not None:
-            size, write = item
-            try:
-                if time.monotonic() >= retry_at:
-                    write()
-                    if self._tracks.take_sealed():
-                        self._recorder.tidy()
-                    self.problem = None if self._tracks.writing else self.problem
-            except OutputError as error:
-                retry_at = time.monotonic() + _RETRY_SECONDS
-                self._fail(str(error))
-            except Exception as error:
-                retry_at = time.monotonic() + _RETRY_SECONDS
-                self._fail(f"recording {self.name}: {type(error).__name__}: {error}")
-            finally:
-                with self._waiting_lock:
-                    self._waiting_bytes -= size
-        try:
-            self._tracks.close()
-        except OutputError as error:
-            self._fail(str(error))
-        self._closed.set()
-
-    def _fail(self, problem: str) -> None:
-        self.problem = problem
-        self._tracks.abandon()
 
 
 def _new_extradata(packet: Packet) -> bytes:

@@ -93,6 +93,7 @@ class Replay:
         check_fit(self.choice, files)
         self.notes += _differences(files, self.choice, recorded, config)
         self._check_classes(recorded)
+        self._states_fit = _states_fit(config, recorded, files)
         self.verification = Verification() if config.verify else None
         self.comparison = Comparison(self.spec) if config.report is not None else None
         self.hub = ReplayHub(self.spec, self.session)
@@ -122,6 +123,7 @@ class Replay:
             tuple(listeners), on_show=(self.hub.show,),
             speed=self.config.speed, start_seconds=self.config.start_seconds,
             paused=self.config.paused, kept_bytes=_KEPT_BYTES if steered else 0,
+            states_fit=self._states_fit,
         )  # fmt: skip
         self.hub.steer(player)
         return player
@@ -226,6 +228,13 @@ def _differences(
             f"recorded with {recorded.runtime}, replayed with {choice.runtime}: labels may differ"
         )
     return notes
+
+
+def _states_fit(config: ReplayConfig, recorded: Configuration | None, files: ModelFiles) -> bool:
+    """Whether the recorded memories are of the network that labels now, as far as can be told before."""
+    if recorded is None or files.weights_sha256() != recorded.weights_sha256:
+        return False
+    return config.size_hw is None or recorded.size_hw in (None, config.size_hw)
 
 
 def _said(configuration: Configuration) -> str:

@@ -55,7 +55,10 @@ def _of_track(folder: Path) -> dict[str, _Segment]:
             stem, _, suffix = entry.name.partition(".")
             if not SEGMENT_NAME.fullmatch(stem):
                 continue
-            stat = entry.stat(follow_symlinks=False)
+            try:
+                stat = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
             names = [folder / f"{stem}{s}" for s in (MEDIA_SUFFIX, LOG_SUFFIX, SEAL_SUFFIX)]
             segment = segments.setdefault(stem, _Segment(names))
             segment.bytes += stat.st_size

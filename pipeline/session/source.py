@@ -13,13 +13,20 @@ import numpy as np
 
 from pipeline.frames import EndOfStream, FrameBatch, FrameItem, Gap, LabelBatch, StreamInfo
 from pipeline.planes import FrameFormat, PlaneConverter
-from pipeline.session.labels import LabelEntry, Matcher, Start, all_entries, find_start
+from pipeline.session.labels import (
+    LabelEntry,
+    Matcher,
+    Start,
+    all_entries,
+    find_start,
+    warm_start,
+)
 from pipeline.session.memory import ReplaySegmenter
 from pipeline.session.packets import DecodedFrame, KeyFrame, decode_from, key_frame_before
 from pipeline.session.reader import CameraFiles, Session
 
 ModelSize = Callable[[tuple[int, int]], tuple[int, int]]
-WARM_SECONDS = 3.0  # of frames before the start, where no state was recorded
+WARM_SECONDS = 3.0  # of frames before the start, where no state was recorded that could be used
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,9 @@ class CameraSource:
     Where labels were recorded, exactly the frames that have one are labelled, and the memory is reset where
     it was. Otherwise all frames are, and gaps are what the times of arrival say.
 
+    Args:
+        states_fit: the recorded memories are of the network that labels now.
+
     Attributes:
         name: the camera's.
         lost: recorded label maps whose frames are not in the recording.
@@ -102,11 +112,13 @@ class CameraSource:
         model_hw: ModelSize,
         start_seconds: float = 0.0,
         stop: Callable[[], bool] = lambda: False,
+        states_fit: bool = True,
     ) -> None:
         self.name = camera.name
         self.lost = self.unlabelled = 0
         self._session, self._camera, self._segmenter = session, camera, segmenter
         self._model_hw, self._start_seconds, self._stop = model_hw, start_seconds, stop
+        self._states_fit = states_fit
         self._waiting: deque[_Next] = deque()
         self._converter: PlaneConverter | None = None
 
@@ -130,7 +142,7 @@ class CameraSource:
             labels=batch.labels[0],
             size_hw=waited.size_hw,
             recorded=entry,
-            exact=waited.chosen.exact,
+            exact=waited.chosen.exact and not self._segmenter.refused(self.name),
             warming=0 < self._start_seconds > seconds + 1e-6,
             captured_at=entry.record.wall if entry else decoded.wall,
             connection=decoded.segment.head.connection,
@@ -164,7 +176,10 @@ class CameraSource:
     def _as_recorded(self) -> Iterator[_Chosen]:
         """The frames that were labelled; what to do before each, and whether its labels will be equal."""
         session, camera, name = self._session, self._camera, self._camera.name
-        start = find_start(session, camera, self._start_seconds)
+        if self._states_fit:
+            start = find_start(session, camera, self._start_seconds)
+        else:
+            start = warm_start(session, camera, self._start_seconds - WARM_SECONDS)
         matcher = Matcher(all_entries(session, camera, start))
         exact = start.exact if start else False
         if start is not None and start.state is not None:
@@ -185,7 +200,7 @@ class CameraSource:
             lost, broken = matcher.lost, decoded.broken
             gap = (None, "as recorded") if entry.record.reset else None
             yield _Chosen(decoded, entry, gap, exact)
-            if not exact and (state := entry.state()) is not None:
+            if not exact and self._states_fit and (state := entry.state()) is not None:
                 assert entry.checkpoint is not None
                 self._segmenter.restore(name, state, entry.checkpoint.steps)
                 exact = True

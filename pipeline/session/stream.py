@@ -27,6 +27,7 @@ from pipeline.session.checks import (
 
 _DISPLAY_MATRIX = 5  # AV_PKT_DATA_DISPLAYMATRIX
 _MATRIX_BYTES = 36
+_PADDING_BYTES = 64  # AV_INPUT_BUFFER_PADDING_SIZE
 _COLOURS = ("color_primaries", "color_range", "color_trc", "colorspace")
 
 
@@ -64,7 +65,7 @@ class StreamParameters:
         assert stream.time_base is not None
         return cls(
             codec=context.name,
-            codec_tag=_tag_number(context.codec_tag),
+            codec_tag=_tag_of(context),
             extradata=bytes(context.extradata or b""),
             size_hw=(context.height, context.width),
             pix_fmt=context.pix_fmt,
@@ -93,22 +94,29 @@ class StreamParameters:
             raise MediaError(f"no decoder for {self.codec!r} here") from error
         if not isinstance(context, VideoCodecContext):
             raise MediaError(f"{self.codec!r} is no video codec")
+        try:
+            self._set_up(context)
+            context.open()
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError(f"the decoder of {self.codec!r} does not open: {error}") from error
+        return StreamDecoder(context, self.display_matrix)
+
+    def _set_up(self, context: VideoCodecContext) -> None:
         if self.extradata:
+            # Decoders read on behind it, and PyAV puts nothing there: first zeros, which stay there when
+            # the second call makes it shorter.
+            context.extradata = self.extradata + bytes(_PADDING_BYTES)
             context.extradata = self.extradata
         if min(self.size_hw) > 0:
             context.height, context.width = self.size_hw
         if self.pix_fmt:
             context.pix_fmt = self.pix_fmt
-        if self.codec_tag:
-            context.codec_tag = self.codec_tag.to_bytes(4, "little").decode("latin-1")
+        tag = self.codec_tag.to_bytes(4, "little")
+        if self.codec_tag and tag.isascii():  # PyAV takes no other
+            context.codec_tag = tag.decode()
         for name, value in zip(_COLOURS, self.colours, strict=True):
             setattr(context, name, value)
         context.thread_count = 1
-        try:
-            context.open()
-        except (av.FFmpegError, ValueError) as error:
-            raise MediaError(f"the decoder of {self.codec!r} does not open: {error}") from error
-        return StreamDecoder(context, self.display_matrix)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the log."""
@@ -187,7 +195,12 @@ def _bytes(given: str, name: str) -> bytes:
         raise FormatError(f"{name} must be hexadecimal") from error
 
 
-def _tag_number(tag: str | int) -> int:
+def _tag_of(context: VideoCodecContext) -> int:
+    """The container's tag as a number; 0 for one that is not ASCII, which PyAV does not give."""
+    try:
+        tag: str | int = context.codec_tag
+    except UnicodeDecodeError:
+        return 0
     return tag if isinstance(tag, int) else int.from_bytes(tag.encode("latin-1")[:4], "little")
 
 

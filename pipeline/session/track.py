@@ -92,13 +92,20 @@ class TrackWriter:
             track: of its media file; None for a segment that has none.
             time_base: seconds a tick of the payloads' time stamps.
             least: its number is at least this.
+
+        Raises OutputError; then nothing of it is left.
         """
         self.seal()
         self.number = max(self.number + 1, least)
         with output_errors(self.folder):
-            self._segment = _Segment(self.folder, self.number, track, time_base)
-            self._segment.log({"kind": "head", "version": FORMAT_VERSION, "segment": self.number,
-                               **head})  # fmt: skip
+            segment = _Segment(self.folder, self.number)
+            try:
+                segment.begin({"kind": "head", "version": FORMAT_VERSION, "segment": self.number,
+                               **head}, track, time_base)  # fmt: skip
+            except BaseException:
+                segment.discard()
+                raise
+        self._segment = segment
         return self.number
 
     def append(self, record: dict[str, Any], payload: Payload | None = None) -> None:
@@ -151,15 +158,27 @@ def segment_numbers(folder: Path) -> list[int]:
 class _Segment:
     """One open segment. Unbuffered: what is written survives the end of the process."""
 
-    def __init__(self, folder: Path, number: int, track: Track | None, time_base: Fraction) -> None:
+    def __init__(self, folder: Path, number: int) -> None:
         self._folder, self._stem = folder, segment_name(number)
         self._log = _create(folder / f"{self._stem}{LOG_SUFFIX}")
         self._file: BinaryIO | None = None
         self._media: MediaFile | None = None
         self.payloads = 0
+
+    def begin(self, head: dict[str, Any], track: Track | None, time_base: Fraction) -> None:
         if track is not None:
-            self._file = _create(folder / f"{self._stem}{MEDIA_SUFFIX}")
+            self._file = _create(self._folder / f"{self._stem}{MEDIA_SUFFIX}")
             self._media = MediaFile(self._file, track, time_base)
+        self.log(head)
+
+    def discard(self) -> None:
+        """Remove it, of which not even the head could be written; no error, whatever the state."""
+        made = [LOG_SUFFIX, *([MEDIA_SUFFIX] if self._file is not None else [])]
+        with contextlib.suppress(OSError):
+            self.close()
+        for suffix in made:
+            with contextlib.suppress(OSError):
+                (self._folder / f"{self._stem}{suffix}").unlink()
 
     def log(self, record: dict[str, Any]) -> None:
         view = memoryview(encode_line(record))

@@ -587,10 +587,13 @@ def test_a_camera_whose_first_event_could_not_be_written_is_recorded_once_that_w
 ) -> None:
     """Of the segment whose head could not be written, nothing is left."""
     monkeypatch.setattr(track_module, "_create", _FullDisk)
-    monkeypatch.setattr(_FullDisk, "free_bytes", 0)
+    monkeypatch.setattr(_FullDisk, "free_bytes", float("inf"))
     recorder = Recorder(tmp_path / "s")
     camera = recorder.camera("front")
     camera.packet(b"of no stream", pts=0, dts=0, key=True, arrived_at=time.time())
+    until(lambda: camera.idle)
+    assert camera.problem is None
+    monkeypatch.setattr(_FullDisk, "free_bytes", 0)
     camera.state("connecting", "added")
     until(lambda: camera.problem is not None and camera.idle)
     assert "No space left" in str(camera.problem)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,30 @@ class QuantizationError(ValueError):
     """INT8 was asked for, and there is no INT8 model, or one of other weights, or none can be made."""
 
 
-@cache
+_CORE_LOCK = Lock()
+
+
 def core() -> Any:
     """OpenVINO's runtime."""
-    return openvino().Core()
+    with _CORE_LOCK:
+        return _core()
+
+
+@cache
+def _core() -> Any:
+    """The runtime, used once already.
+
+    Its bindings fill tables of number types on first use, and while they do they may let go of the
+    interpreter's lock and wait for it again: threads whose first inferences come at once then wait for each
+    other for ever (OpenVINO 2026.4). Here nobody else has it yet.
+    """
+    module = openvino()
+    runtime = module.Core()
+    values = module.opset13.parameter([1], np.float32)
+    smallest = module.Model([module.opset13.relu(values)], [values])
+    request = runtime.compile_model(smallest, "CPU").create_infer_request()
+    request.infer([np.zeros(1, np.float32)], share_inputs=True, share_outputs=True)
+    return runtime
 
 
 def openvino() -> Any:

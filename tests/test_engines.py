@@ -229,3 +229,27 @@ def test_without_nncf_one_line_says_what_to_install(
     write_images(tmp_path / "frames", ["a", "b"])
     with pytest.raises(ConfigError, match=r"pip install 'roadmask\[int8\]'"):
         make_int8(str(files.folder), (str(tmp_path / "frames"),), frames=2)
+
+
+def test_first_inferences_of_many_threads_at_once() -> None:
+    """In a process of its own, for only the first ones of a process ever wait for each other."""
+    program = """
+import faulthandler, sys, threading
+faulthandler.dump_traceback_later(60, exit=True)
+sys.setswitchinterval(1e-6)  # nearly each time, instead of once in many thousand runs
+import numpy as np
+from models.export import core, openvino
+ops, requests = openvino().opset13, []
+for _ in range(4):
+    values = ops.parameter([1, 64, 64], np.float32)
+    model = openvino().Model([ops.relu(values)], [values])
+    requests.append(core().compile_model(model, "CPU").create_infer_request())
+at_once = threading.Barrier(4)
+def infer(request):
+    at_once.wait()
+    request.infer([np.zeros((1, 64, 64), np.float32)], share_inputs=True, share_outputs=True)
+threads = [threading.Thread(target=infer, args=(request,)) for request in requests]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

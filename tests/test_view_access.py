@@ -24,6 +24,7 @@ from schemathesis.specs.openapi import checks
 
 from pipeline.errors import ConfigError
 from pipeline.view import ViewConfig, access, start_view
+from pipeline.view.playback import Change, Step
 from pipeline.view.server import View, page_files
 from tests.fake_hub import FakeHub, FakeReplay, numbered
 
@@ -613,3 +614,13 @@ def test_garbage_instead_of_http_is_refused_quietly(
         assert b"Traceback" not in received
         assert not received.startswith(b"HTTP/1.1 5")
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"position_seconds": false}', '{"speed": true}', '{"speed": "2"}', '{"paused": 1}', '{"frames": true}'],
+)  # fmt: skip
+def test_no_kind_of_value_passes_for_another(body: str) -> None:
+    kind = Step if "frames" in body else Change
+    with pytest.raises(ValueError, match="validation error"):
+        kind.model_validate_json(body)

@@ -22,7 +22,7 @@ Body = TypeVar("Body", bound=BaseModel)
 class NewStream(BaseModel):
     """A camera to be added."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     url: Annotated[str, Field(min_length=1, max_length=2048, description="Where the camera is.")]
     name: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal, Protocol, cast
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline.live.hub import Hub
 from pipeline.session.timeline import Timeline as SessionTimeline
@@ -85,7 +85,7 @@ class Playback(BaseModel):
 class Change(BaseModel):
     """What is to be otherwise; what is not given stays."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     paused: bool | None = None
     position_seconds: Annotated[
         float | None,
@@ -97,11 +97,20 @@ class Change(BaseModel):
     ] = None
 
 
+def _no_truth(value: object) -> object:
+    """In Python true is 1, in JSON it is not."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
 class Step(BaseModel):
     """One frame on, or back."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    frames: Annotated[Literal[1, -1], Field(description="1 for on, -1 for back.")] = 1
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    frames: Annotated[
+        Literal[1, -1], BeforeValidator(_no_truth), Field(description="1 for on, -1 for back.")
+    ] = 1
 
 
 class Span(BaseModel):

@@ -32,7 +32,7 @@ _FRAME = struct.Struct("<BB?xI3d4H3I")
 class Watch(BaseModel):
     """The cameras a viewer wants from now on, all of them, and how each one's video shall come."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     type: Literal["watch"]
     cameras: Annotated[dict[str, VideoKind], Field(max_length=MOST_WATCHED)]
 
@@ -40,7 +40,7 @@ class Watch(BaseModel):
 class Ping(BaseModel):
     """A viewer's clock, sent back to it with the server's: that is how it knows the latency."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
     type: Literal["ping"]
     sent_ms: Annotated[float, Field(allow_inf_nan=False)]
 

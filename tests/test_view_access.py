@@ -387,6 +387,11 @@ def schema_of(view: View) -> schemathesis.BaseSchema:
     schema = schemathesis.openapi.from_dict(json.loads(document.text))
     place = urlsplit(view.url)
     schema.config.update(base_url=f"http://127.0.0.1:{place.port}")
+    rejection = schema.config.checks.negative_data_rejection
+    rejection.expected_statuses = [
+        *rejection.expected_statuses,
+        "413",
+    ]  # too large is a refusal too
     return schema
 
 

@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from pipeline.errors import ConfigError
 
+_QUERY_PAIR = re.compile(r"([^&=?#]+)=([^&#]*)")
 _SECRET_KEY = re.compile(r"(?i)pass|pwd|token|secret|key|auth|sig|cred|session|streamid")
 # Some cameras take them in the path: /user=admin&password=12345&channel=1, or with _ between.
 _SECRET_IN_PATH = re.compile(r"(?i)((?:pass|pwd|token|secret|key|auth)[^=&/]*=)([^&/]*)")
@@ -26,7 +27,7 @@ def mask(url: str) -> str:
     before, mark, query = rest.partition("?")
     before = _SECRET_IN_PATH.sub(r"\1***", scheme + separator + before)
     before = _STREAM_KEY.sub(r"\1***", before)
-    return before + mark + re.sub(r"([^&=?#]+)=([^&#]*)", _mask_pair, query)
+    return before + mark + _QUERY_PAIR.sub(_mask_pair, query)
 
 
 def _mask_pair(found: re.Match[str]) -> str:
@@ -53,7 +54,7 @@ def secrets_of(url: str) -> list[str]:
     rest = url.partition("://")[2]
     found = {userinfo(rest).partition(":")[2] or userinfo(rest)}
     before, _, query = url.partition("?")
-    for key, value in re.findall(r"([^&=?#]+)=([^&#]*)", query):
+    for key, value in _QUERY_PAIR.findall(query):
         if _SECRET_KEY.search(key):
             found.add(value)
     found |= {secret for _, secret in _SECRET_IN_PATH.findall(before)}

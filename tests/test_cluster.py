@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -209,6 +209,20 @@ def some_sources(count: int) -> Iterator[Listed]:
         yield Listed(Source(f"s{number}", f"/in/s{number}.mp4"), "/in", 100 - number, f"v{number}")
 
 
+@contextmanager
+def retried(
+    folder: Path,
+    job: Job,
+    sources: Iterable[Listed],
+    tries: int = 3,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Iterator[tuple[Retried, Catalogue]]:
+    """A feed of these sources with a ledger in a folder, and its catalogue."""
+    with Catalogue() as catalogue, closing(Ledger(str(folder), anew=True)) as ledger:
+        catalogue.fill(sources)
+        yield Retried(job, catalogue, ledger, tries, tell), catalogue
+
+
 @pytest.fixture
 def a_job(tmp_path: Path) -> Job:
     choice = EngineChoice("counting", "NumPy", "asked for")
@@ -261,9 +275,7 @@ def test_what_no_try_can_mend_is_not_tried_again(tmp_path: Path, a_job: Job) -> 
 @pytest.mark.usefixtures("no_pauses")
 def test_a_source_of_a_node_that_was_cut_off_waits_for_it(tmp_path: Path, a_job: Job) -> None:
     """The node may hold the source's folder for a while: that is no failure of the source."""
-    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
-        catalogue.fill(some_sources(1))
-        feed = Retried(a_job, catalogue, ledger, 1, lambda line: None)
+    with retried(tmp_path, a_job, some_sources(1), tries=1) as (feed, _):
         work = feed.take(())
         assert work is not None
         assert list(feed.lost(work)) == []
@@ -282,10 +294,8 @@ SPANS = tuple(Span(n, 10 * n, 0, 0, tuple(range(10 * n, 10 * n + 10)), None) for
 
 
 def test_parts_go_only_to_who_sees_the_source(tmp_path: Path, a_job: Job) -> None:
-    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
-        there = Listed(Source("there", "/there/long.mp4"), "/there", 200, "v")
-        catalogue.fill([there, *some_sources(2)])
-        feed = Retried(a_job, catalogue, ledger, 3, lambda line: None)
+    there = Listed(Source("there", "/there/long.mp4"), "/there", 200, "v")
+    with retried(tmp_path, a_job, [there, *some_sources(2)]) as (feed, _):
         begun, also = feed.take(()), feed.take(())
         assert begun is not None
         assert also is not None
@@ -310,9 +320,7 @@ def test_nothing_begins_after_a_stop(tmp_path: Path, a_job: Job) -> None:
     """Whatever comes back from workers then: it waits for --resume."""
     told: list[str] = []
     broken = SourceReport("x", "x", error="broken")
-    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
-        catalogue.fill(some_sources(5))
-        feed = Retried(a_job, catalogue, ledger, 3, told.append)
+    with retried(tmp_path, a_job, some_sources(5), tell=told.append) as (feed, catalogue):
         taken = [feed.take(()) for _ in range(5)]
         failed, lost, cut, split, last = [work for work in taken if work is not None]
         feed.cut(split, Cut("s3", SPANS))
@@ -332,9 +340,7 @@ def test_nothing_begins_after_a_stop(tmp_path: Path, a_job: Job) -> None:
 
 
 def test_a_second_try_goes_on_with_the_first(tmp_path: Path, a_job: Job) -> None:
-    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
-        catalogue.fill(some_sources(1))
-        feed = Retried(a_job, catalogue, ledger, 3, lambda line: None)
+    with retried(tmp_path, a_job, some_sources(1)) as (feed, _):
         first = feed.take(())
         assert first is not None
         assert not first.restarts.resume

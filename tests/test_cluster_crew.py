@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.catalogue import Catalogue
 from pipeline.cluster.crew import Crew
 from pipeline.cluster.errands import FarEvent
-from pipeline.cluster.feed import Feed, Retried, Work
+from pipeline.cluster.feed import Feed, Work
 from pipeline.cluster.hands import far_hands
 from pipeline.cluster.lanes import Lane, Site
-from pipeline.cluster.ledger import Ledger
 from pipeline.cluster.nodes import Node
 from pipeline.cluster.plan import FarPlan, Scene
 from pipeline.engines import EngineChoice
 from pipeline.run import RunConfig, prepare
 from pipeline.sinks import OutputOptions
 from pipeline.stages import Job, Progress, RunEvent, SourceReport
-from tests.test_cluster import Ears, node_of, some_sources
+from tests.test_cluster import Ears, node_of, retried, some_sources
 
 MOST_ROUNDS = 50
 
@@ -85,14 +82,11 @@ def test_a_node_without_lanes_takes_over_from_the_one_that_had_them(
 ) -> None:
     """There was one source, so one node had a lane: when it is lost, the other opens its first."""
     first, second = Place(job, 1, True), Place(job, 1, True)
-    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
-        catalogue.fill(some_sources(1))
-        feed = Retried(job, catalogue, ledger, 3, lambda line: None)
-        with Crew(feed, lambda: False) as crew:
-            crew.add([first, second])
-            assert (first.room, second.room) == (0, 1)
-            first.lives = False  # type: ignore[misc]
-            assert names_of(list(crew.events())) == ["s0"]
+    with retried(tmp_path, job, some_sources(1)) as (feed, _), Crew(feed, lambda: False) as crew:
+        crew.add([first, second])
+        assert (first.room, second.room) == (0, 1)
+        first.lives = False  # type: ignore[misc]
+        assert names_of(list(crew.events())) == ["s0"]
 
 
 def test_a_node_that_goes_after_the_user_has_stopped_starts_nothing(
@@ -106,9 +100,7 @@ def test_a_node_that_goes_after_the_user_has_stopped_starts_nothing(
         assert len(rounds) < MOST_ROUNDS, "it never ends"
         return []
 
-    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
-        catalogue.fill(some_sources(1))
-        feed = Retried(job, catalogue, ledger, 3, lambda line: None)
+    with retried(tmp_path, job, some_sources(1)) as (feed, catalogue):
         with Crew(feed, lambda: not first.lives, newcomers=newcomers) as crew:
             crew.add([first, second])
             working = crew.events()
@@ -157,9 +149,8 @@ def test_a_small_node_that_comes_is_left_out(
     ears = Ears()
     scene = Scene(plan, ears, lambda: False, ("token", b""), (), 1)
     job, work = far_hands(scene)
-    with Catalogue() as catalogue, closing(Ledger(str(tmp_path), anew=True)) as ledger:
-        catalogue.fill([])
-        assert list(work(Retried(job, catalogue, ledger, 3, ears.warn))) == []
+    with retried(tmp_path, job, [], tell=ears.warn) as (feed, _):
+        assert list(work(feed)) == []
     line = "node small is left out: its 1 cores are too few"
     assert (asked, ears.warnings) == ([[]], [line])
     assert (scene.nodes, scene.left_out) == (["big"], [line])

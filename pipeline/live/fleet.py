@@ -101,9 +101,8 @@ class Fleet(Closing):
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.problems = self._sites.close(30.0)
         if self._wanted:
-            self._places.want(
-                0
-            )  # else the autoscaler keeps the nodes until somebody asks for others
+            # Else the autoscaler keeps the nodes until somebody asks for others.
+            self._places.want(0)
         with self._lock:
             for member in self._members.values():
                 member.end()

@@ -121,6 +121,7 @@ def safe_name(text: str) -> str:
     name = unicodedata.normalize("NFC", text)
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|]+', "_", name)
     name = "".join(c for c in name if unicodedata.category(c) not in ("Cs", "Cc", "Cf"))
+    name = unicodedata.normalize("NFC", name)  # a joiner may have stood between two that make one
     name = name.encode()[:_LONGEST_ID_BYTES].decode(errors="ignore").strip(" .")
     if re.fullmatch(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", name):
         name = f"_{name}"

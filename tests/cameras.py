@@ -88,6 +88,8 @@ def tcp_server(serve: Callable[[socket.socket], None]) -> Iterator[int]:
     try:
         yield int(listener.getsockname()[1])
     finally:
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who accepts
         listener.close()
 
 
@@ -242,12 +244,16 @@ class FakeCamera:
         age_seconds: float = 0.0,
         size_hw: tuple[int, int] = (72, 128),
         stamp_seconds: float | None = None,
+        captured_at: float | None = None,
     ) -> None:
+        """One more frame, `age_seconds` old, or of a time that the test keeps itself."""
+        if captured_at is None:
+            captured_at = time.time() - age_seconds
         if self._waiting is not None:
             self.dropped["overload"] += 1
         rows, width = self.model_hw[0] * 3 // 2, self.model_hw[1]
         self._waiting = Frame(
-            self.indices, time.time() - age_seconds, self._connection, size_hw,
+            self.indices, captured_at, self._connection, size_hw,
             np.full((rows, width), level, np.uint8), self.indices, stamp_seconds,
         )  # fmt: skip
         self.indices += 1

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -588,13 +589,21 @@ def test_stop_before_the_first_frame(library: Library) -> None:
 def _held(path: Path) -> int:
     """How often this process has a file open."""
     descriptors = Path("/proc/self/fd")
-    targets = [os.readlink(link) for link in descriptors.iterdir() if link.is_symlink()]
+    targets = []
+    for link in descriptors.iterdir():
+        with suppress(FileNotFoundError):  # somebody else's, closed meanwhile
+            targets.append(os.readlink(link))
     return targets.count(str(path.resolve()))
 
 
 def _threads() -> set[str]:
-    """The threads of this process, FFmpeg's among them, by their numbers."""
-    return {entry.name for entry in Path("/proc/self/task").iterdir()}
+    """The numbers of FFmpeg's threads in this process, which it names av:<codec>."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # somebody else's, ended meanwhile
+            if (task / "comm").read_text().startswith("av:"):
+                found.add(task.name)
+    return found
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are read from /proc")

@@ -9,8 +9,10 @@ import http.server
 import os
 import socket
 import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from pipeline.live.delivery import CameraConfig, Delivery, Frame
 from pipeline.live.hub import CameraStatus, Shown
 from pipeline.live.lane import Feed
 from pipeline.live.live import LiveHub, MakeCamera
+from pipeline.live.waiting import Backoff
 from tests.cameras import (
     RtspServer,
     camera_config,
@@ -77,7 +80,7 @@ def watching(url: str, **changes: Any) -> Iterator[tuple[Camera, Callable[[float
         yield camera, take
     finally:
         camera.stop()
-        camera.join(0.1)
+        camera.join(15.0)
 
 
 def state_after(take: Callable[[float], Delivery], wanted: str) -> str:
@@ -139,15 +142,21 @@ def test_eight_cameras_of_which_four_misbehave(where: str) -> None:
         RtspServer([mount("/killed")]) as killed,
         RtspServer([mount("/frozen")]) as frozen,
         cameras_of(where) as make_camera,
-        LiveHub(camera_config(silence_seconds=12.0), counting, make_camera) as hub,
-    ):
+        # With these a machine that stands still for seconds costs no frame and looks like no lost camera.
+        LiveHub(
+            camera_config(
+                silence_seconds=12.0, quiet_seconds=5.0, queue_frames=60, max_latency_seconds=20.0
+            ),
+            counting, make_camera, longest_gap_seconds=6.0,
+        ) as hub,
+    ):  # fmt: skip
         for name in (*good, "switching", "garbage"):
             hub.add(steady.url(f"/{name}"), name)
         hub.add(killed.url("/killed"), "killed")
         hub.add(frozen.url("/frozen"), "frozen")
         alive = (*good, "switching", "killed", "frozen")
         until(lambda: all(status_of(hub, name).frames >= 5 for name in alive), 180)
-        dropped_before = {name: status_of(hub, name).dropped for name in good}
+        before = {name: status_of(hub, name) for name in (*alive, "garbage")}
         collectors = {name: Collector(hub.subscribe(name, depth=1000)) for name in good}
 
         killed.kill()
@@ -158,6 +167,7 @@ def test_eight_cameras_of_which_four_misbehave(where: str) -> None:
         until(lambda: status_of(hub, "frozen").state == "reconnecting")
         until(lambda: status_of(hub, "switching").size_hw == (480, 848))
         until(lambda: status_of(hub, "garbage").dropped.get("damaged", 0) > 0)
+        gone_until = time.time()
         killed.start()
         back_at = time.time()
         until(lambda: status_of(hub, "killed").state == "live")
@@ -173,16 +183,21 @@ def test_eight_cameras_of_which_four_misbehave(where: str) -> None:
             numbers = [number_of(frame.planes) for frame in shown]
             assert indices == list(range(indices[0], indices[0] + len(shown)))
             assert numbers == list(range(numbers[0], numbers[0] + len(shown)))
-            assert status_of(hub, name).dropped == dropped_before[name]
-            assert (status_of(hub, name).resets, status_of(hub, name).reconnects) == (0, 0)
+            after = status_of(hub, name)
+            assert after.dropped == before[name].dropped
+            assert after.resets == before[name].resets
+            assert after.reconnects == before[name].reconnects
             steps = [steps_of(frame) for frame in shown]
             assert steps == [(steps[0] + place) % MODULUS for place in range(len(shown))]
         was_killed = status_of(hub, "killed")
-        assert was_killed.changes == {"connecting": 1, "live": 2, "reconnecting": 1}
-        assert was_killed.history[-1].at - back_at < 5.0 + 10.0  # the last for a loaded machine
+        came = Counter(was_killed.changes) - Counter(before["killed"].changes)
+        assert came["reconnecting"] == 1
+        live_at = [change.at for change in was_killed.history if change.state == "live"]
+        again_at = next(at for at in live_at if at >= gone_until)
+        assert again_at - back_at < 5.0 + 10.0  # the last for a loaded machine
         until(lambda: status_of(hub, "killed").frames > was_killed.frames)
-        assert status_of(hub, "killed").resets == 1
-        assert status_of(hub, "switching").resets == 1
+        for name in ("killed", "switching"):
+            assert status_of(hub, name).resets == before[name].resets + 1
         assert status_of(hub, "garbage").frames == 0
 
 
@@ -209,7 +224,7 @@ def test_a_camera_process_that_dies_is_replaced_and_its_counts_go_on() -> None:
             last = until(lambda: feed.take(1))
             ray.kill(made[0]._actor)
             until(lambda: status_of(hub, "a").state == "reconnecting")
-            assert "process" in status_of(hub, "a").history[-1].reason
+            assert any("process" in change.reason for change in status_of(hub, "a").history)
             before = status_of(hub, "a")
             until(lambda: status_of(hub, "a").frames > before.frames + 3, 120)
             after = status_of(hub, "a")
@@ -231,7 +246,7 @@ def test_a_camera_over_udp() -> None:
 def test_a_frozen_server_is_silent_then_opened_again_and_no_password_is_told() -> None:
     with (
         RtspServer([mount("/a")]) as server,
-        watching(server.url("/a", "user:secret99@"), silence_seconds=3.0, open_seconds=3.0) as (
+        watching(server.url("/a", "user:secret99@"), silence_seconds=8.0, open_seconds=8.0) as (
             _,
             take,
         ),
@@ -242,7 +257,7 @@ def test_a_frozen_server_is_silent_then_opened_again_and_no_password_is_told() -
         while "reconnecting" not in (states := [change.state for change in changes]):
             changes += take(60.0).changes
         assert states[-2:] == ["silent", "reconnecting"]
-        assert changes[-1].reason == "nothing came for 3 s"
+        assert changes[-1].reason == "nothing came for 8 s"
         server.thaw()
         state_after(take, "live")
         assert "secret99" not in repr(changes)
@@ -265,6 +280,16 @@ def test_a_server_that_is_away_is_told_of_once(caplog: pytest.LogCaptureFixture)
 
 @needs_rtsp
 def test_reconnecting_leaks_nothing() -> None:
+    """In a process of its own: its threads, files and memory are nobody else's."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.test_live_cameras import reconnect_often; reconnect_often()"],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def reconnect_often() -> None:
+    """Raises AssertionError if threads, files or memory grow with the reconnects of a camera."""
     with (
         RtspServer([mount("/a", fps=20)]) as server,
         watching(server.url("/a"), longest_wait_seconds=0.02) as (camera, take),
@@ -279,9 +304,9 @@ def test_reconnecting_leaks_nothing() -> None:
                 baseline = resources()
         assert baseline is not None
         threads, files, memory_mb = resources()
-        assert threads <= baseline[0]
-        assert files <= baseline[1]
-        assert memory_mb - baseline[2] < 15
+        assert threads <= baseline[0], f"{threads} threads, {baseline[0]} before"
+        assert files <= baseline[1], f"{files} files, {baseline[1]} before"
+        assert memory_mb - baseline[2] < 15, f"{memory_mb} MB, {baseline[2]} before"
 
 
 def resources() -> tuple[int, int, float]:
@@ -302,7 +327,8 @@ def rubbish(client: socket.socket) -> None:
 
 
 def silence(client: socket.socket) -> None:
-    time.sleep(30)
+    while client.recv(4096):
+        pass
 
 
 def hang_up(client: socket.socket) -> None:
@@ -335,7 +361,16 @@ def test_a_camera_that_is_given_up_says_why() -> None:
         assert "cannot be opened" in state_after(take, "ended")
 
 
-def test_a_wrong_password_is_tried_more_slowly() -> None:
+def test_a_wrong_password_is_tried_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Backoff, bool]] = []
+    real = Backoff.next_seconds
+
+    def next_seconds(self: Backoff, refused: bool) -> float:
+        asked.append((self, refused))
+        return real(self, refused)
+
+    monkeypatch.setattr(Backoff, "next_seconds", next_seconds)
+
     def refuse(client: socket.socket) -> None:
         client.recv(4096)
         client.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
@@ -347,7 +382,7 @@ def test_a_wrong_password_is_tried_more_slowly() -> None:
         reason = state_after(take, "reconnecting")
         assert "401" in reason or "authorization" in reason.lower()
         assert "secret99" not in reason
-        assert camera._backoff.attempts == 1
+        assert {refused for backoff, refused in asked if backoff is camera._backoff} == {True}
 
 
 @pytest.mark.skipif(has_protocol("srt"), reason="this FFmpeg has SRT")
@@ -596,7 +631,7 @@ def test_a_playlist_from_outside_reads_no_file_here(tmp_path: Path) -> None:
 
 @needs_ffmpeg
 def test_a_file_is_played_once_at_its_own_pace_and_every_frame_is_accounted_for(clip: Path) -> None:
-    hub = LiveHub(camera_config(), counting, inline)
+    hub = LiveHub(camera_config(queue_frames=40), counting, inline)
     with hub:
         hub.add_address(parse_address(str(clip), files=True), "clip")
         collector = Collector(hub.subscribe("clip", depth=100))

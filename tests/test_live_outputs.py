@@ -197,7 +197,8 @@ def test_a_running_output_stays_under_its_limit(tmp_path: Path) -> None:
     made = list((tmp_path / "0").iterdir())
     assert all((folder / "manifest.json").exists() for folder in made)
     sizes = [sum(path.stat().st_size for path in folder.iterdir()) for folder in made]
-    assert sum(sizes) <= 20_000 + max(sizes)  # what was being written
+    # What was being written, and what a late writer ended in one go: they are looked at now and then.
+    assert sum(sizes) <= 20_000 + 3 * max(sizes)
 
 
 # Events.
@@ -467,7 +468,12 @@ def test_a_file_is_played_written_and_recorded_to_its_end(tmp_path: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["state"] for line in lines[:-1]] == ["connecting", "live", "ended"]
+    states = [line["state"] for line in lines[:-1]]
+    assert [state for state in dict.fromkeys(states) if state != "silent"] == [
+        "connecting",
+        "live",
+        "ended",
+    ]
     assert lines[-1]["name"] == "clip"
     assert lines[-1]["frames"] + sum(lines[-1]["dropped"].values()) == 30
     (manifest,) = (tmp_path / "out").rglob("manifest.json")
@@ -499,7 +505,8 @@ def test_control_c_closes_everything(inline: bool, tmp_path: Path) -> None:
             lines.append(line)
             if ": live: " in line:
                 break
-        time.sleep(2)
+        until(lambda: list((tmp_path / "session").glob("*/labels/*.log")), 120)
+        time.sleep(1)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, the cameras' processes too
         rest = process.stderr.read()
         assert process.wait(60) == 130, rest
@@ -550,7 +557,7 @@ def test_what_is_too_old_goes_though_nothing_can_be_written(tmp_path: Path) -> N
     (tmp_path / "0").write_text("a file is in the way")
     segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions(max_age_seconds=3600))
     with hub_of([FakeCamera(fps=50)], listeners=(segments,)) as hub:
-        until(lambda: not old.exists(), seconds=10)
+        until(lambda: not old.exists())
         assert hub.failure is None
     segments.close()
 
@@ -559,7 +566,7 @@ def test_what_is_too_old_goes_while_a_camera_is_away(tmp_path: Path) -> None:
     old = kept_segment(tmp_path / "a", "20260131T000000Z", 9000)
     segments = SegmentFiles(tmp_path, PALETTE, {}, SegmentOptions(max_age_seconds=3600))
     with hub_of([FakeCamera()], listeners=(segments,)):
-        until(lambda: not old.exists(), seconds=10)
+        until(lambda: not old.exists())
     segments.close()
 
 
@@ -648,7 +655,7 @@ def test_a_clock_that_is_set_while_it_is_recorded_changes_nothing(
 ) -> None:
     """Packets and labels lie where they came by the monotonic clock, each label where its packet does."""
     clip = tmp_path / "clip.mp4"
-    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x96:rate=20:duration=1.5", "-c:v", "libx264",
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x96:rate=20:duration=4", "-c:v", "libx264",
            "-preset", "veryfast", "-g", "10", "-threads", "1", clip)  # fmt: skip
     real, set_back = time.time, 0.0
     monkeypatch.setattr(time, "time", lambda: real() - set_back)
@@ -672,7 +679,7 @@ def test_a_clock_that_is_set_while_it_is_recorded_changes_nothing(
     packets = [r for s in files.packets for r in s.records(session.notes)
                if isinstance(r, PacketRecord)]  # fmt: skip
     arrived = [packet.arrived for packet in packets]
-    assert len(packets) == 30
+    assert len(packets) == 80
     assert packets[-1].wall < packets[0].wall
     assert arrived == sorted(arrived)
     assert arrived[-1] - arrived[0] < 60
@@ -702,7 +709,7 @@ def test_a_camera_that_was_removed_lets_go_of_its_recording(
             recording.labelled(seen(frame, "0"))
             until(lambda: list(tmp_path.glob("s/0/labels/*.log")))
             hub.remove("0")
-        until(lambda: list(tmp_path.glob("s/0/labels/*.json")), seconds=10)
+        until(lambda: list(tmp_path.glob("s/0/labels/*.json")))
         until(lambda: "record-0" not in {thread.name for thread in threading.enumerate()})
         recording.labelled(seen(frame, "0"))
         recording.camera_news("0", Delivery(dropped={"overload": 1}))
@@ -716,7 +723,12 @@ def test_a_server_that_never_answers_holds_nothing_up(scheme: str, tmp_path: Pat
     """FFmpeg waits for it for ever, and with it the interpreter: it does so in a process of its own."""
     clip = tmp_path / "clip.mp4"
     ffmpeg("-f", "lavfi", "-i", "testsrc2=size=160x96:rate=10:duration=1", "-threads", "1", clip)
-    with tcp_server(lambda client: time.sleep(300)) as port:
+
+    def hear(client: socket.socket) -> None:
+        while client.recv(65536):
+            pass
+
+    with tcp_server(hear) as port:
         done = roadmask(str(clip), "--realtime", *TINY, "--json",
                         "--publish", f"{scheme}://127.0.0.1:{port}/live/x")  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,8 @@ _START_SECONDS = 120.0  # a process of Ray's takes one second, on a loaded machi
 _ANSWER_SECONDS = 15.0  # an answer takes a millisecond
 _NICE = 5  # cameras that flood must not keep the network from the cores
 _PAUSE_SECONDS = (1.0, 30.0)  # before a new process, so that one that always dies costs little
+# Calls for every frame would fill Ray's list of tasks: its head grew by five megabytes a minute.
+_UNLISTED = {"enable_task_events": False}
 
 
 class CameraActor:
@@ -207,7 +209,7 @@ def _small_actor(kind: type, *arguments: Any) -> Any:
     """A process on this very node, whose frames nobody sends over a network."""
     here = ray.get_runtime_context().get_node_id()
     options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0,
-                               "scheduling_strategy": _on(here)}  # fmt: skip
+                               "scheduling_strategy": _on(here), **_UNLISTED}  # fmt: skip
     return ray.remote(**options)(kind).remote(*arguments)
 
 
@@ -255,7 +257,7 @@ class RemoteSite:
     def __init__(self, node_id: str, options: dict[str, Any], *arguments: Any) -> None:
         options = {
             **options, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 4,
-            "concurrency_groups": {"frames": 1}, "scheduling_strategy": _on(node_id),
+            "concurrency_groups": {"frames": 1}, "scheduling_strategy": _on(node_id), **_UNLISTED,
         }  # fmt: skip
         self._actor: Any = ray.remote(**options)(SiteActor).remote(*arguments)
 

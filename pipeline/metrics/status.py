@@ -164,7 +164,8 @@ class StatusKeeper:
 
     def _total(self) -> int | None:
         """Frames in all, the sources that have not begun taken to be as long as those that have."""
-        unknown = any(count is None for _, count in self._working.values())
+        # Asked for by the thread of /status too, while the run's own changes it.
+        unknown = any(count is None for _, count in list(self._working.values()))
         if unknown or not self._begun or self.sources is None:
             return None
         ahead = max(0, self.sources - self._ended - len(self._working))

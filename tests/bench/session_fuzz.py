@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections import Counter
@@ -127,9 +128,11 @@ def watched(session: Path) -> Iterator[list[str]]:
     """What is opened for reading outside the session, or for writing, made, moved or removed anywhere."""
     wrong: list[str] = []
     inside = str(session)
+    # Threads that were there before are somebody else's; those of the replay begin later.
+    others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
 
     def see(event: str, arguments: tuple[Any, ...]) -> None:
-        if not _Watch.on or event not in _WATCHED:
+        if not _Watch.on or event not in _WATCHED or threading.get_ident() in others:
             return
         if not isinstance(arguments[0], (str, bytes, os.PathLike)):
             return  # a descriptor, which was opened before

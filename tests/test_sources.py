@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, PipelineError, SourceNotFoundError
@@ -250,6 +250,7 @@ def test_safe_names(text: str, name: str) -> None:
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(st.text())
+@example("e\u200d\u0301")
 def test_a_safe_name_is_one_folder_below(text: str) -> None:
     name = safe_name(text)
     root = Path("/out").resolve()

@@ -85,8 +85,8 @@ class Segmenter:
         now = time.monotonic()
         with self._lock:
             alone = sum(len(x.streams) for lanes in self._lanes.values() for x in lanes) == 1
-            self._alone_since = (self._alone_since or now) if alone else None
-        wide = self._alone_since is not None and now - self._alone_since > self._alone_seconds
+            since = self._alone_since = (self._alone_since or now) if alone else None
+        wide = since is not None and now - since > self._alone_seconds
         if wide != lane.wide:
             lane.widen(self._make_wide if wide else None)
 

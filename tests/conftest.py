@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.cameras import has_broker, has_rtsp_server
 from tests.media import has_ffmpeg
@@ -18,6 +19,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Tests run beside each other's actors: more threads than cores would slow all of them.
 torch.set_num_threads(1)
 cv2.setNumThreads(1)
+
+# No test is timed, and a loaded machine must fail none. The examples are the same in every run, so that one
+# that fails tells of the change it is run on; `pytest --hypothesis-profile explore` looks for further ones.
+settings.register_profile(
+    "explore", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.register_profile(
+    "tests", settings.get_profile("explore"), derandomize=True, database=None, print_blob=False
+)
+settings.load_profile("tests")
 
 
 def pytest_configure() -> None:

@@ -97,7 +97,7 @@ def test_rows_are_medians_of_ratios_within_a_round() -> None:
 
 def test_cpu_time_is_that_of_children_too() -> None:
     before = cpu_seconds(family(os.getpid()))
-    burn = "sum(i * i for i in range(3_000_000)); input()"
+    burn = "import time\nwhile time.process_time() < 0.3: pass\ninput()"
     child = subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE)
     try:
         assert child.pid in family(os.getpid())
@@ -140,7 +140,10 @@ def test_stages_alone_are_measured_on_real_frames(plan: Plan) -> None:
     assert kept.decoding.frames == FRAMES - len(kept.batches[0])
     costs = stages_alone(plan, kept)
     assert costs.keys() == {"decode", "network", "draw", "encode"}
-    assert all(cost["ms"] > 0 for cost in costs.values())
+    # Encoding is what writing took beyond drawing, which was measured apart: noise may make it negative.
+    assert all(costs[stage]["ms"] > 0 for stage in ("decode", "network", "draw"))
+    assert costs["draw"]["ms"] + costs["encode"]["ms"] > 0
+    assert costs["encode"]["bytes"] > 0
     assert bound_fps(costs, on_device=False) > 0
 
 
@@ -240,22 +243,26 @@ def course(clip: Path, out: Path, model: str) -> sweeps.Course:
 
 
 @pytest.mark.parametrize(
-    "contenders",
+    ("contenders", "least"),
     [
-        lambda c: sweeps.streams(c, (1, 3)),
-        lambda c: sweeps.chunks(c, (1, 4)),
-        lambda c: sweeps.sizes(c, ((96, 128),)),
-        sweeps.engines,
-        lambda c: sweeps.peers(c, lambda line: None),
+        (lambda c: sweeps.streams(c, (1, 3)), 3),
+        (lambda c: sweeps.chunks(c, (1, 4)), 3),
+        (lambda c: sweeps.sizes(c, ((96, 128),)), 3),
+        (sweeps.engines, 2),  # and bf16, where the processor has it
+        (lambda c: sweeps.peers(c, lambda line: None), 3),
     ],
     ids=["streams", "chunks", "sizes", "engines", "peers"],
 )
 def test_every_sweep_runs(
-    clip: Path, tmp_path: Path, model: str, contenders: Callable[[sweeps.Course], list[Contender]]
+    clip: Path,
+    tmp_path: Path,
+    model: str,
+    contenders: Callable[[sweeps.Course], list[Contender]],
+    least: int,
 ) -> None:
     found = contenders(course(clip, tmp_path, model))
     rows = measure(found, rounds=1)
-    assert len({row["name"] for row in rows}) == len(rows) >= 3
+    assert len({row["name"] for row in rows}) == len(rows) >= least
     assert all(row["fps"] > 0 for row in rows)
     assert {row["against"] for row in rows} <= {row["name"] for row in rows}
     assert all(row["times"] == 1 for row in rows if row["against"] == row["name"])

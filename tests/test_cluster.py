@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -256,6 +257,18 @@ def test_a_source_is_tried_again_and_then_put_aside(tmp_path: Path, a_job: Job) 
     assert len(told) == 3
 
 
+@pytest.mark.usefixtures("no_pauses")
+def test_a_clock_that_is_set_back_delays_no_try(
+    tmp_path: Path, a_job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with retried(tmp_path, a_job, some_sources(1)) as (feed, _):
+        work = feed.take(())
+        assert work is not None
+        assert list(feed.reported(work, SourceReport("s0", "s0", error="broken"))) == []
+        monkeypatch.setattr(time, "time", lambda: 0.0)
+        assert feed.take(()) is not None
+
+
 def test_what_no_try_can_mend_is_not_tried_again(tmp_path: Path, a_job: Job) -> None:
     with Catalogue() as catalogue:
         catalogue.fill(some_sources(2))
@@ -470,7 +483,7 @@ def test_results_that_the_ledger_does_not_know_of_are_found(clips: Path, tmp_pat
     assert (out / "one" / "labels.mkv").stat().st_mtime_ns == stamp
     (out / "one" / "manifest.json").unlink()
     assert _far_here(source, out, resume=True)["one"].notes == ()
-    assert (out / "one" / "labels.mkv").stat().st_mtime_ns > stamp
+    assert (out / "one" / "labels.mkv").stat().st_mtime_ns != stamp
 
 
 def test_a_death_does_not_ask_for_what_another_job_has_left(
@@ -483,7 +496,7 @@ def test_a_death_does_not_ask_for_what_another_job_has_left(
     monkeypatch.setattr("pipeline.restarts.Restarts.resume", True)  # as after a death
     report = _far_here(source, out, tries=1, split_seconds=60.0)["one"]
     assert (report.error, report.frames, report.notes) == (None, FRAMES, ())
-    assert (out / "one" / "labels.mkv").stat().st_mtime_ns > stamp
+    assert (out / "one" / "labels.mkv").stat().st_mtime_ns != stamp
     with Journal(out / "one", {"the model": "another"}, resume=False) as journal:
         journal.commit(Record(journal.identity, Mark(8, {}), {}, "now"))
     assert _far_here(source, out, tries=1, split_seconds=60.0)["one"].error is None

@@ -169,12 +169,14 @@ def test_nodes_that_do_not_fit_are_left_out_by_name(
 def test_a_second_job_to_one_output_is_refused(
     cluster: Cluster, clips: Path, tmp_path: Path
 ) -> None:
-    node = cluster.start(environment=SLOW)
+    # Slow enough for the first job to be still at work when the second has started on a loaded machine.
+    node = cluster.start(environment={"ROADMASK_COUNTING_MS": "100"})
     try:
         first = cluster.begin(f"{clips}/car0", "--out", tmp_path, "-q", *OPTIONS)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (tmp_path / ".roadmask" / "job.lock").exists():
-            assert time.monotonic() < deadline
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < deadline, "the first job never began"
             time.sleep(0.05)
         second = cluster.run(f"{clips}/car1", "--out", tmp_path, *OPTIONS)
         assert second.returncode == 2, second.stderr

@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -275,14 +277,17 @@ def test_two_jobs_to_one_bucket(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> 
     assert keys() == []
 
 
-def test_a_ledger_in_a_bucket_is_only_added_to(wire: Wire) -> None:
+def test_a_ledger_in_a_bucket_is_only_added_to(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Runs are told apart by the second they began in.
+    begins = iter([datetime(2026, 12, 31, 23, 59, 59), *[datetime(2027, 1, 1)] * 2])
+    clock = SimpleNamespace(now=lambda zone: next(begins).replace(tzinfo=zone))
+    monkeypatch.setattr("pipeline.cluster.ledger.datetime", clock)
     out = f"s3://{BUCKET}/out"
     first = Ledger(out, anew=True)
     first.note({"id": "a", "state": "done"})
     first.sync()
     first.note({"id": "b", "state": "done"})
     first.close()
-    time.sleep(1.1)  # runs are told apart by the second they began in
     second = Ledger(out, anew=False)
     second.note({"id": "c", "state": "done"})
     second.close()

@@ -33,6 +33,7 @@ from pipeline.sinks import OutputOptions
 from pipeline.stages import SourceReport
 from pipeline.view import ViewConfig, start_view
 from tests import media
+from tests.cameras import until
 from tests.fake_hub import FakeHub, numbered
 from tests.kuberay import RayJob
 from tests.prometheus import Prometheus, has_prometheus, prometheus
@@ -441,8 +442,8 @@ def test_the_figures_are_those_of_the_run(scraped: Prometheus) -> None:
     assert float(frames[0]["value"][1]) == 50
     failed = scraped.wait_for('roadmask_sources_total{outcome="failed"} == 1')
     assert failed[0]["metric"]["job"] == "run"
-    live = scraped.query('count(roadmask_stream_state{job="live", state="live"} == 1)')
-    assert float(live[0]["value"][1]) == 2
+    # A scrape that took too long leaves nothing until the next.
+    scraped.wait_for('count(roadmask_stream_state{job="live", state="live"} == 1) == 2')
 
 
 @needs_prometheus
@@ -456,14 +457,16 @@ def test_prometheus_has_loaded_the_rules_and_they_work(scraped: Prometheus) -> N
             break
         assert time.monotonic() < deadline, rules
         time.sleep(0.5)
-    # A source has failed, and that is told at once; cameras and engine are well.
+    # A source has failed, and that is told at once; cameras and engine are well, but for a scrape that
+    # took too long: until the next one the view seems to be down.
     scraped.wait_for('ALERTS{alertname="RoadmaskSourcesFailed", alertstate="firing"}')
-    assert not scraped.query('ALERTS{alertname=~"RoadmaskCamera.*|RoadmaskLiveDown"}')
-    targets = scraped.api("targets")["activeTargets"]
-    assert {(one["scrapePool"], one["health"]) for one in targets} == {
-        ("live", "up"),
-        ("run", "up"),
-    }
+    scraped.wait_for('absent(ALERTS{alertname=~"RoadmaskCamera.*|RoadmaskLiveDown"})')
+
+    def health() -> set[tuple[str, str]]:
+        targets = scraped.api("targets")["activeTargets"]
+        return {(one["scrapePool"], one["health"]) for one in targets}
+
+    until(lambda: health() == {("live", "up"), ("run", "up")})
 
 
 def address(url: str) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import pairwise
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +21,10 @@ from pipeline.errors import ConfigError, ModelError, PipelineError
 from pipeline.live.address import Address
 from pipeline.live.delivery import CameraConfig
 from pipeline.live.fleet import Fleet
-from pipeline.live.hub import CameraStatus
+from pipeline.live.hub import CameraStatus, Shown, StateChange
 from pipeline.live.live import LiveHub
-from pipeline.live.site import Place, Site, SiteLostError
-from pipeline.live.sites import FleetConfig
+from pipeline.live.site import Place, Site, SiteLostError, SiteReport
+from pipeline.live.sites import FleetConfig, KnownSite
 from tests.cameras import FakeCamera, camera_config, steps_of, until
 
 FPS = 50.0
@@ -29,6 +32,14 @@ PACE = FleetConfig(
     report_seconds=0.05, lost_seconds=30.0, places_seconds=0.05, checkpoint_seconds=0.1,
     longest_loss_seconds=120.0, settled_seconds=0.0, ready_seconds=60.0, gather_seconds=30.0,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _machines_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of one process are as fast as the others let them be: what would be measured of them sends
+    cameras to and fro. Unmeasured, all are alike, and it is the number of cameras that counts."""
+    monkeypatch.setattr("pipeline.live.sites._LEAST_BUSY_SECONDS", math.inf)
+    monkeypatch.setattr("pipeline.live.member._LEAST_SECONDS", math.inf)
 
 
 class World:
@@ -83,6 +94,7 @@ class Machine:
         return Site(
             lambda listeners: LiveHub(
                 camera_config(), lambda model_hw: CountingEngine(model_hw, 16), self._world.make,
+                longest_gap_seconds=60.0,  # a machine that stands still for a while resets nothing
                 listeners=listeners,
             )
         )  # fmt: skip
@@ -162,23 +174,34 @@ class Steps:
     """How many frames a camera's memory has seen, by each frame that comes from it."""
 
     def __init__(self, fleet: Fleet, camera: str) -> None:
-        self._feed = fleet.subscribe(camera)
+        # None is pushed out: however long a test looks elsewhere, what follows is no leap.
+        self._feed = fleet.subscribe(camera, depth=100_000)
         self.steps: list[int] = []
         self.indices: list[int] = []
 
-    def follow(self, frames: int) -> list[int]:
-        while frames:
+    def follow(self, frames: int) -> None:
+        """Take all that have come meanwhile, and then so many more."""
+        while (shown := self._feed.take(0.0)) is not None:
+            self._note(shown)
+        for _ in range(frames):
             shown = self._feed.take(60.0)
             assert shown is not None, "no frame came"
-            self.steps.append(steps_of(shown))
-            self.indices.append(shown.frame_index)
-            frames -= 1
-        return self.steps
+            self._note(shown)
+
+    def _note(self, shown: Shown) -> None:
+        self.steps.append(steps_of(shown))
+        self.indices.append(shown.frame_index)
 
     def went_on(self) -> bool:
         """Whether the memory was never begun anew, nor taken from long before."""
-        pairs = zip(self.steps, self.steps[1:], strict=False)
-        return all(0 < (after - before) % MODULUS < MODULUS // 2 for before, after in pairs)
+        return self.set_back() == []
+
+    def set_back(self) -> list[int]:
+        """By how many steps the memory was set back, each time that it did not go on."""
+        return [
+            (before - after) % MODULUS for before, after in pairwise(self.steps)
+            if not 0 < (after - before) % MODULUS < MODULUS // 2
+        ]  # fmt: skip
 
 
 def test_cameras_are_spread_and_their_frames_come() -> None:
@@ -264,7 +287,8 @@ def test_the_cameras_of_a_lost_machine_are_served_by_others_with_the_memory_kept
     how: str,
 ) -> None:
     machines = Machines("A", "B", "C")
-    with fleet_of(machines, 6, replace(PACE, lost_seconds=5.0)) as (fleet, said):
+    pace = replace(PACE, lost_seconds=10.0) if how == "falls silent" else PACE
+    with fleet_of(machines, 6, pace) as (fleet, said):
         until(served(fleet, 20))
         lost = next(name for name, place in fleet.where().items() if place == "A")
         steps = Steps(fleet, lost)
@@ -281,12 +305,8 @@ def test_the_cameras_of_a_lost_machine_are_served_by_others_with_the_memory_kept
         until(served(fleet))
         steps.follow(10)
         after = {status.name: status for status in fleet.cameras()}
-    largest = max(
-        (new - old) % MODULUS for old, new in zip(steps.steps, steps.steps[1:], strict=False)
-    )
-    assert (
-        steps.went_on() or largest > MODULUS - 100
-    )  # a step back by what it saw since it was kept
+    assert len(steps.set_back()) <= 1
+    assert sum(steps.set_back()) < 100  # by what it saw since it was kept
     assert steps.indices == sorted(set(steps.indices))
     assert after[lost].frames > before[lost].frames
     assert after[lost].changes["reconnecting"] == 1
@@ -326,8 +346,10 @@ def test_a_process_that_dies_is_replaced_and_its_machine_filled_again() -> None:
     machines = Machines("A", "B")
     with fleet_of(machines, 4) as (fleet, _):
         until(served(fleet))
+        machines.failures["A"] = ModelError("not yet")  # or it may be back before anybody looks
         machines.running["A"].kill()
         until(lambda: counts(fleet) == {"B": 4})
+        del machines.failures["A"]
         until(lambda: counts(fleet) == {"A": 2, "B": 2}, 120)
         until(served(fleet))
         assert [status.resets for status in fleet.cameras()] == [0] * 4
@@ -396,6 +418,28 @@ def test_cameras_come_and_go() -> None:
         last = fleet.subscribe("somewhere_x")
     assert last.over
     assert all(camera.stopped.is_set() for camera in machines.world.opened["somewhere_x"])
+
+
+def test_what_machines_do_and_what_cameras_bring_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pixels a second of work, and pixels a second: means in which the newest counts for a part."""
+    from pipeline.live.address import parse_address
+    from pipeline.live.member import Member
+
+    monkeypatch.undo()
+    site = KnownSite(Place("A", "machine A"), SimpleNamespace(ask=lambda *_: None))  # type: ignore[arg-type]
+    for busy_seconds, pixels in ((2.0, 1000), (2.01, 9000), (3.0, 3000)):
+        site.take(SiteReport(busy_seconds=busy_seconds, pixels=pixels))
+    assert site.load().rate == pytest.approx(500 + 0.3 * (2000 - 500))
+
+    clock, now = SimpleNamespace(monotonic=lambda: now, time=time.time), 0.0
+    monkeypatch.setattr("pipeline.live.member.time", clock)
+    member = Member("a", parse_address("rtsp://a/b"))
+    live = CameraStatus("a", "", "live", (StateChange(0.0, "live", ""),), changes={"live": 1})
+    for now, frames, stale in ((0.0, 0, 0), (10.0, 40, 10), (11.0, 90, 0), (20.0, 130, 20)):  # noqa: B007
+        member.update(replace(live, frames=frames, dropped={"stale": stale}), 100)
+    assert member.demand(settled=True).demand == pytest.approx(500 + 0.5 * (1000 - 500))
 
 
 def test_what_a_fleet_adds_up() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,8 +27,11 @@ from tests.test_fleet import Steps, counts, served
 pytestmark = pytest.mark.skipif(
     not has_rtsp_server(), reason="GStreamer's RTSP server is not installed"
 )
-# On a loaded machine processes take long to start, and to answer.
-PACE = FleetConfig(lost_seconds=20.0, longest_loss_seconds=120.0, ready_seconds=60.0)
+# On a loaded machine processes take long to start, and to answer; what is measured there moves no camera.
+PACE = FleetConfig(
+    lost_seconds=20.0, longest_loss_seconds=120.0, ready_seconds=60.0, gather_seconds=120.0,
+    settled_seconds=600.0,
+)  # fmt: skip
 NAMES = ("a", "b", "c", "d")
 
 
@@ -59,7 +65,9 @@ def fleet_on(cluster: Any, **changes: Any) -> Iterator[tuple[Fleet, list[str]]]:
     """A fleet on the cluster's nodes with an engine that counts, and what it says."""
     from pipeline.live.actors import nodes
 
-    config = LiveConfig((), engine="counting", size_hw=MODEL_HW, address=cluster.address)
+    config = LiveConfig(
+        (), engine="counting", size_hw=MODEL_HW, address=cluster.address, longest_gap_seconds=60.0
+    )
     said: list[str] = []
     with (
         nodes(config, replace(expected(config), **changes)) as places,
@@ -68,19 +76,40 @@ def fleet_on(cluster: Any, **changes: Any) -> Iterator[tuple[Fleet, list[str]]]:
         yield fleet, said
 
 
-def test_the_command_shares_cameras_among_the_nodes(cluster: Any, server: RtspServer) -> None:
+def test_the_command_shares_cameras_among_the_nodes(
+    cluster: Any, server: RtspServer, tmp_path: Path
+) -> None:
+    """Ended by Ctrl-C when both nodes and both cameras have shown themselves, however long that takes."""
     command = [
         sys.executable, "-m", "pipeline.cli", "live", f"a={server.url('/a')}", f"b={server.url('/b')}",
-        "--address", cluster.address, "--engine", "counting", "--json", "--duration", "16",
+        "--address", cluster.address, "--engine", "counting", "--json",
     ]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.count(" is ready") == 2
-    lines = [json.loads(line) for line in ended.stdout.splitlines()]
+    said, told = tmp_path / "stderr", tmp_path / "stdout"
+    with said.open("wb") as stderr, told.open("wb") as stdout:
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
+    try:
+        until(lambda: process.poll() is not None or all_work(said.read_text()), 300)
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said.read_text()
+    assert "Traceback" not in said.read_text()
+    lines = [json.loads(line) for line in told.read_text().splitlines()]
     frames = {line["name"]: line["frames"] for line in lines if "frames" in line}
     assert set(frames) == {"a", "b"}
     assert min(frames.values()) > 10
-    assert {line["state"] for line in lines if "camera" in line} == {"connecting", "live"}
+    states = {line["state"] for line in lines if "camera" in line}
+    # Where the machine stands still for some seconds, a node is lost or a camera silent, and comes back.
+    assert states - {"silent", "reconnecting"} == {"connecting", "live"}
+
+
+def all_work(said: str) -> bool:
+    """Whether two nodes are ready and two cameras have more than ten frames, by what a run has said."""
+    nodes = set(re.findall(r"^(node .*) is ready$", said, re.MULTILINE))
+    figures = re.findall(r"^(\w+): \w+, .* (\d+) frames, ", said, re.MULTILINE)
+    return len(nodes) == 2 == len({name for name, frames in figures if int(frames) > 10})
 
 
 def test_other_weights_on_a_node_are_an_error(cluster: Any) -> None:
@@ -166,7 +195,7 @@ def test_cameras_of_a_node_that_drains_and_of_one_that_is_killed_are_served_by_o
 
         (last,) = set(fleet.where().values())
         cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-        until(lambda: sum(line.endswith(" is ready") for line in said) == 3, 180)
+        until(lambda: len({line for line in said if line.endswith(" is ready")}) == 3, 180)
         frames = {status.name: status.frames for status in fleet.cameras()}
         killed = next(n for n in cluster.worker_nodes if n.node_id == str(last).partition("/")[0])
         cluster.remove_node(killed, allow_graceful=False)
@@ -175,9 +204,7 @@ def test_cameras_of_a_node_that_drains_and_of_one_that_is_killed_are_served_by_o
         for status in fleet.cameras():
             assert status.resets == 0  # the memory that was fetched last went on
             assert status.frames > frames[status.name]
-            # Some may have moved to the new node before the other was killed.
-            assert status.changes.get("reconnecting", 0) <= 1
-        assert sum(status.changes.get("reconnecting", 0) for status in fleet.cameras()) >= 2
+            assert status.changes["reconnecting"] == 1
         for steps in followed.values():
             steps.follow(5)
             assert steps.indices == sorted(set(steps.indices))

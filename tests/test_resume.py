@@ -337,11 +337,13 @@ def test_dying_at_any_step_loses_nothing(
     footage: Path, tmp_path: Path, undisturbed: dict[str, Any], kind: str
 ) -> None:
     """At every third sync, rename and removal, those of the end too, over an earlier result."""
-    fork, number, ends = multiprocessing.get_context("fork"), 1, set()
+    # A fork of this process would have the locks of threads that other tests have left behind.
+    server, number, ends = multiprocessing.get_context("forkserver"), 1, set()
+    server.set_forkserver_preload([__name__])
     while True:
         folder = tmp_path / str(number)
         write(folder, batches(stream_of(footage), PTS)[:3], KINDS[kind])
-        child = fork.Process(target=_die_at, args=(number, folder, footage, kind))
+        child = server.Process(target=_die_at, args=(number, folder, footage, kind))
         child.start()
         child.join(120)
         assert child.exitcode in (0, 9)

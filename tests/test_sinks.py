@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -161,7 +162,9 @@ def test_everything_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         assert facts["bytes"] == (folder / name).stat().st_size
     for name in ("color.mp4", "overlay.mp4", "labels.mkv"):
         assert [round(stamp) for stamp in video_pts(folder / name, THIRTY)] == list(pts), name
-    assert capfd.readouterr() == ("", "")
+    # Other threads may print meanwhile: of FFmpeg nothing is heard.
+    printed = "".join(capfd.readouterr())
+    assert not re.search(r"x264|ffv1|\[\S+ @ 0x", printed), printed
 
 
 def test_stats_say_what_the_network_said(tmp_path: Path) -> None:

@@ -255,6 +255,7 @@ def test_viewer_that_stops_reading_is_dropped_and_harms_nobody(hub: FakeHub) -> 
     with start_view(hub, ViewConfig(port=0, stall_seconds=1.5)) as view:
         deaf = deaf_viewer(view.url)
         wait_for(lambda: metric(view, "roadmask_viewers") == 1)
+        hub.by_name["front"].fps = 8.0  # of more, a busy machine skips some for this viewer too
         found = watch(view, {"front": "h264"}, 50)
         indices = [frame.frame_index for frame in found]
         assert np.median(np.diff(indices)) == 1

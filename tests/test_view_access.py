@@ -93,6 +93,22 @@ def ask(
         connection.close()
 
 
+def complaints(
+    caplog: pytest.LogCaptureFixture, level: int = logging.WARNING
+) -> list[logging.LogRecord]:
+    """What the view's server logged, of what the whole process did.
+
+    Sessions that another test has left open are told of by asyncio too, whenever they are collected.
+    """
+    return [
+        record
+        for record in caplog.records
+        if record.levelno >= level
+        and record.name.partition(".")[0] in ("roadmask", "aiohttp", "asyncio")
+        and not record.getMessage().startswith("Unclosed ")
+    ]
+
+
 # Where it may listen
 
 
@@ -366,11 +382,21 @@ def test_paths_lead_nowhere(local: View, path: str) -> None:
     assert b"import" not in answer.body
 
 
+def status_again(view: View, *given: Any, **named: Any) -> int:
+    """Asks once more where the connection broke: who hangs up on what he has not read resets it, and the
+    answer may be lost."""
+    try:
+        return ask(view, *given, **named).status
+    except ConnectionError:
+        return ask(view, *given, **named).status
+
+
 def test_oversized_requests_are_refused(local: View) -> None:
     typed = {"Content-Type": "application/json"}
-    assert ask(local, "/api/streams", "POST", typed, '{"url": "' + "x" * 100_000).status == 413
-    assert ask(local, "/" + "x" * 50_000).status in (400, 414)
-    assert ask(local, "/", headers={"X-Long": "x" * 50_000}).status == 400
+    body = '{"url": "' + "x" * 100_000
+    assert status_again(local, "/api/streams", "POST", typed, body) == 413
+    assert status_again(local, "/" + "x" * 50_000) in (400, 414)
+    assert status_again(local, "/", headers={"X-Long": "x" * 50_000}) == 400
     assert ask(local, "/api/streams", "POST", typed, "[" * 16_000).status == 422
 
 
@@ -456,7 +482,7 @@ def test_api_keeps_to_its_own_document(
 
     # A URL that fits the schema may still be no camera's.
     fuzz(api_schema, label, mode, put_back, without=[checks.positive_data_acceptance])
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not complaints(caplog)
 
 
 @pytest.mark.parametrize(("label", "mode"), REPLAY_OPERATIONS)
@@ -467,7 +493,7 @@ def test_the_api_of_a_replay_does_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fuzz(replay_schema, label, mode)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not complaints(caplog)
 
 
 def fuzz(
@@ -575,7 +601,7 @@ def test_malformed_messages_end_their_connection_and_nothing_else(
         assert time.monotonic() < limit, text
         time.sleep(0.05)
     assert hub.listeners("front") == 0
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not complaints(caplog)
 
 
 def _read(connection: socket.socket) -> bytes:
@@ -618,7 +644,7 @@ def test_garbage_instead_of_http_is_refused_quietly(
                 received += part
         assert b"Traceback" not in received
         assert not received.startswith(b"HTTP/1.1 5")
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not complaints(caplog, logging.ERROR)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from pipeline.view.server import View
 from tests import pages
 from tests.cameras import RtspServer, mount, until
 from tests.fake_hub import street
-from tests.pages import PATIENCE_MS, PHONE, tile, wait_for_pictures
+from tests.pages import PHONE, tile, wait_for_pictures
 from tests.test_live_cameras import needs_rtsp
 
 Page, expect = pages.Page, pages.expect
@@ -125,7 +125,7 @@ class LiveRun:
         config = LiveConfig(
             tuple(f"{name}={self.server.url(f'/{name}', 'me:secret99@')}" for name in self.names),
             size_hw=self.size_hw, max_latency_ms=self.max_latency_ms,
-            silence_seconds=3, open_seconds=5, inline=True,
+            silence_seconds=20, open_seconds=30, inline=True,
             record=self.session,
         )  # fmt: skip
         try:
@@ -172,8 +172,9 @@ def pixel(page: Page, x: int, y: int) -> list[int]:
 def frozen(page: Page, run: LiveRun) -> np.ndarray:
     """Stops the pictures; the labels that belong to the front camera's."""
     page.locator("#freeze").click()
-    page.wait_for_timeout(400)  # what is being drawn
+    expect(page.locator("#freeze")).to_have_attribute("aria-pressed", "true")
     index = int(tile(page, "front").get_attribute("data-frame"))
+    until(lambda: index in run.labels)  # which another thread collects
     return run.labels[index]
 
 
@@ -197,10 +198,10 @@ def test_the_grid_shows_real_cameras_with_their_figures(
     for name in NAMES:
         expect(tile(page, name).locator(".chip")).to_have_text("Live")
         expect(tile(page, name).locator(".figures")).to_have_text(
-            re.compile(r"[\d.]+ fps  ·  \d+ ms  ·  \d+ dropped"), timeout=PATIENCE_MS
+            re.compile(r"[\d.]+ fps  ·  \d+ ms  ·  \d+ dropped")
         )
         before = tile(page, name).get_attribute("data-frame")
-        expect(tile(page, name)).not_to_have_attribute("data-frame", before, timeout=PATIENCE_MS)
+        expect(tile(page, name)).not_to_have_attribute("data-frame", before)
     shares = [float(text.split()[0]) for text in page.locator("#legend .share").all_inner_texts()]
     assert sum(shares) == pytest.approx(100, abs=1)
     expect(page.locator("#history")).to_contain_text("live 320x176")
@@ -292,19 +293,20 @@ def test_a_server_that_is_gone_shows_as_reconnecting_until_it_is_back(
 ) -> None:
     page = open_page(live.url)
     wait_for_pictures(page, *NAMES)
+    before = {camera.name: camera.reconnects for camera in live.hub.cameras()}
     live.server.kill()
     live.interrupted = True
     for name in NAMES:
-        expect(tile(page, name).locator(".chip")).to_have_text("Reconnecting", timeout=PATIENCE_MS)
+        expect(tile(page, name).locator(".chip")).to_have_text("Reconnecting")
         expect(tile(page, name).locator(".cover")).to_be_visible()
     numbers = {name: int(tile(page, name).get_attribute("data-frame")) for name in NAMES}
     live.server.start()
     for name in NAMES:
-        expect(tile(page, name).locator(".chip")).to_have_text("Live", timeout=PATIENCE_MS)
-        expect(tile(page, name).locator(".cover")).to_be_hidden(timeout=PATIENCE_MS)
+        expect(tile(page, name).locator(".chip")).to_have_text("Live")
+        expect(tile(page, name).locator(".cover")).to_be_hidden()
         until(lambda name=name: int(tile(page, name).get_attribute("data-frame")) > numbers[name])
     expect(page.locator("#history")).to_contain_text("reconnecting")
-    assert all(camera.reconnects == 1 for camera in live.hub.cameras())
+    assert all(camera.reconnects > before[camera.name] for camera in live.hub.cameras())
 
 
 # The session that was recorded.
@@ -404,13 +406,13 @@ def test_a_replay_is_steered_by_the_api(steered: ReplayRun) -> None:
     assert at["duration_seconds"] > RECORDED_SECONDS - 2
     assert abs(at["began_at"] - time.time()) < 3600
     moments = [steered.ask("/step", "POST", {"frames": 1})[1]["position_seconds"] for _ in range(4)]
-    assert steered.middle < moments[0]
-    assert moments == sorted(set(moments))
+    assert moments == sorted(moments)  # of two cameras, and rounded: some may be equal
+    assert steered.middle <= moments[0] < moments[-1]
     back = [steered.ask("/step", "POST", {"frames": -1})[1]["position_seconds"] for _ in range(3)]
     assert back == moments[-2::-1]
     assert steered.ask(method="PATCH", body={"speed": "max"})[1]["speed"] == "max"
     assert steered.ask(method="PATCH", body={"paused": False})[1]["paused"] is False
-    until(lambda: steered.ask()[1]["ended"])
+    until(lambda: steered.ask()[1]["ended"], 300)  # all of it is labelled
     status, at = steered.ask(method="PATCH", body={"position_seconds": 1e9, "paused": True})
     assert at["position_seconds"] == at["duration_seconds"]
     last = steered.ask("/step", "POST", {"frames": -1})[1]["position_seconds"]
@@ -458,27 +460,36 @@ def test_a_replay_is_steered_from_the_page(
     expect(page.locator("#add")).to_be_hidden()
     expect(page.locator("#position")).to_have_text(as_time(steered.middle))
     lanes = page.get_by_role("img", name=re.compile("front: .* times reconnecting"))
-    expect(lanes).to_be_visible(timeout=PATIENCE_MS)
+    expect(lanes).to_be_visible()
     expect(page.locator(".lane .state[data-state=reconnecting]").first).to_be_attached()
     page.wait_for_timeout(500)
-    # On and back again it is the same picture, pixel for pixel.
+    # On and back again it is the same picture, pixel for pixel. A step may be the other camera's alone.
     number = int(tile(page, "front").get_attribute("data-frame"))
     seen = drawing(page)
-    moment = stepped(page, lambda: page.keyboard.press("."))
-    assert moment > steered.middle
-    further = stepped(page, lambda: page.locator("#step-on").click())
-    assert further > moment
-    number = drawn_anew(page, number)
-    assert drawing(page) != seen
-    assert stepped(page, lambda: page.locator("#step-back").click()) == moment
-    assert stepped(page, lambda: page.keyboard.press(",")) < moment
-    steered.settled()
+    on, back = page.locator("#step-on"), page.locator("#step-back")
+    moments = [stepped(page, lambda: page.keyboard.press(".")), stepped(page, on.click)]
+    due, player = labelled_after(steered, "front"), steered.replay.hub.playback
+    assert player is not None
+    while player.position_seconds < due:
+        moments.append(stepped(page, on.click))
+    assert steered.middle <= moments[0]
+    assert moments == sorted(moments)
     drawn_anew(page, number)
-    assert drawing(page) == seen
+    assert drawing(page) != seen
+    assert [stepped(page, back.click) for _ in moments[1:]] == moments[-2::-1]
+    assert stepped(page, lambda: page.keyboard.press(",")) <= moments[0]
+    until(lambda: drawing(page) == seen)
 
 
 def as_time(seconds: float) -> str:
     return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
+
+
+def labelled_after(run: ReplayRun, name: str) -> float:
+    """When the first frame of a camera with labels came that is not seen yet where `steered` stands."""
+    session = run.replay.session
+    entries = all_entries(session, session.cameras[name], None)
+    return next(entry.seconds for entry in entries if entry.seconds > run.middle)
 
 
 def stepped(page: Page, act: Callable[[], None]) -> float:

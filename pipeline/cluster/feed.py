@@ -156,7 +156,7 @@ class Retried:
             if work.root not in unseen:
                 del self._ready[place]
                 return work
-        task = self._catalogue.take(time.time(), unseen) if self._left else None
+        task = self._catalogue.take(time.monotonic(), unseen) if self._left else None
         if task is None:
             return None
         self._left -= 1
@@ -250,7 +250,7 @@ class Retried:
             self.stop()
             return replace(report, error=None)
         if name in self._orphaned and _ANOTHER in error:  # it ends when it finds itself cut off
-            self._put_back(task, task.tries, time.time() + FIRST_PAUSE_SECONDS)
+            self._put_back(task, task.tries, time.monotonic() + FIRST_PAUSE_SECONDS)
             return replace(report, error=None)
         tries = task.tries + 1
         hopeless = isinstance(report, FarReport) and not report.again
@@ -261,7 +261,7 @@ class Retried:
             return replace(report, error=error + often)
         pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (tries - 1))
         self._note(task, "failed", tries=tries, error=error)
-        self._put_back(task, tries, time.time() + pause)
+        self._put_back(task, tries, time.monotonic() + pause)
         when = "with --resume" if self._stopped else f"in {pause:.0f} s"
         self._tell(f"{error}; trying again {when} ({tries + 1} of {self._tries})")
         self.retries += not self._stopped

@@ -152,21 +152,19 @@ class Player(Closing):
     def pause(self) -> None:
         """Stand still."""
         with self._control:
-            self._paused = True
-            self._clock.pause()
+            self._stand()
 
     def step(self) -> float:
         """Pause, and let the one next frame of all cameras go; returns the position."""
         with self._control:
-            self._paused = True
+            self._stand()
             return self._clock.step()
 
     def step_back(self) -> float:
         """Pause, and go back to where the one newest frame of all cameras was not yet let go; returns
         the position, which at the first frame stays."""
         with self._control:
-            self._paused = True
-            self._clock.pause()
+            self._stand()
             before = frame_before(self.session, self._clock.position)
             if before is not None:
                 self._go(before)
@@ -211,6 +209,11 @@ class Player(Closing):
         self._clock.stop()
         with self._control:
             self._halt()
+
+    def _stand(self) -> None:
+        """Stand still, and only then say so: the position that is read with `paused` stays."""
+        self._clock.pause()
+        self._paused = True
 
     def _go(self, seconds: float) -> None:
         """Go on from a time: by the frames at hand, or else with all cameras begun anew."""

@@ -3,9 +3,9 @@
     python -m tests.bench.journal --rounds 5
 
 Runs `roadmask run` on the sample clip with a checkpoint every five seconds, as always, and with none, in
-turn, and compares frames a second from the first batch to the last; then kills runs half-way and times
-`--resume` from its start to the first new frame, and the same for a fused actor, which the run replaces
-itself. Prints a line of JSON; run it on a quiet machine.
+turn, and compares frames a second and the CPU time a frame, which a noisy machine disturbs less; then kills
+runs half-way and times `--resume` from its start to the first new frame, and the same for a fused actor,
+which the run replaces itself. Prints a line of JSON; run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipeline.bench.measure import Contender, measure
+from pipeline.bench.sweeps import pipeline
 from pipeline.run import RunConfig, prepare, run
 from pipeline.sinks import OutputOptions
-from pipeline.stages import Progress
 from tests.bench.memory import SAMPLE, family
 
 NEVER_SECONDS = 1e9
@@ -38,17 +39,25 @@ def config(out: Path, placement: str, checkpoint_seconds: float, resume: bool = 
     )  # fmt: skip
 
 
-def frames_a_second(placement: str, checkpoint_seconds: float) -> float:
-    """Of one run, its start left out."""
+def cost(placement: str, rounds: int) -> dict[str, Any]:
+    """Frames a second and CPU time a frame, with checkpoints and without; the journal's share of them."""
     with tempfile.TemporaryDirectory() as out:
-        times: list[tuple[float, int]] = []
-        for event in run(prepare(config(Path(out), placement, checkpoint_seconds))):
-            if isinstance(event, Progress):
-                times.append((time.monotonic(), event.frames))
-            else:
-                assert event.error is None, event.error
-    (began, first), (ended, last) = times[0], times[-1]
-    return (last - first) / (ended - began)
+        without, with_journal = measure(
+            [
+                Contender(name, pipeline(config(Path(out), placement, seconds)))
+                for name, seconds in (("without", NEVER_SECONDS), ("with", 5.0))
+            ],
+            rounds,
+            lambda line: print(f"{placement}: {line}", file=sys.stderr, flush=True),
+        )
+    return {
+        "fps": with_journal["fps"],
+        "fps_without": without["fps"],
+        "fps_cost_percent": round(100 * (1 - with_journal["times"]), 2),
+        "cpu_ms": with_journal["cpu_ms"],
+        "cpu_ms_without": without["cpu_ms"],
+        "cpu_cost_percent": round(100 * (with_journal["cpu_ms"] / without["cpu_ms"] - 1), 2),
+    }
 
 
 def seconds_to_go_on(placement: str, victim: str) -> float:
@@ -99,19 +108,7 @@ def main() -> None:
         return
     result: dict[str, Any] = {}
     for placement in ("fused", "inline"):
-        with_journal, without = [], []
-        for number in range(options.rounds):
-            for found, seconds in ((with_journal, 5.0), (without, NEVER_SECONDS))[
-                :: 1 - 2 * (number % 2)
-            ]:
-                found.append(frames_a_second(placement, seconds))
-        shares = [1 - a / b for a, b in zip(with_journal, without, strict=True)]
-        result[placement] = {
-            "fps": round(statistics.median(with_journal), 2),
-            "fps_without": round(statistics.median(without), 2),
-            "cost_percent": round(100 * statistics.median(shares), 2),
-            "cost_percent_each": [round(100 * share, 2) for share in shares],
-        }
+        result[placement] = cost(placement, options.rounds)
         print(f"{placement}: {result[placement]}", file=sys.stderr, flush=True)
     for placement, victim in (
         ("inline", "driver"),

@@ -146,7 +146,7 @@ export class Tile {
       try {
         const blob = new Blob([newest.video], { type: "image/jpeg" });
         const [picture, labels] = await Promise.all([createImageBitmap(blob), unpackLabels(newest)]);
-        if (this.active && newest.index > this.drawnIndex) this.#draw(picture, newest, labels);
+        if (this.#isWanted(newest)) this.#draw(picture, newest, labels);
         picture.close();
       } catch (error) {
         console.warn(`${this.name}: a frame cannot be shown: ${error}`);
@@ -164,9 +164,7 @@ export class Tile {
       const found = this.#find(picture);
       if (found) {
         const labels = await unpackLabels(found);
-        if (this.active && found.index > this.drawnIndex) {
-          this.#draw(picture, found, labels, displayMs);
-        }
+        if (this.#isWanted(found)) this.#draw(picture, found, labels, displayMs);
       } else if (again) {
         // Firefox calls back before its element shows the frame.
         requestAnimationFrame((nowMs) => this.player && this.#onPicture(ptsMs, nowMs, false));
@@ -177,6 +175,11 @@ export class Tile {
       picture.close?.();
       this.drawing = false;
     }
+  }
+
+  // Asked once its labels are there: until then the tile may have been left, or frozen.
+  #isWanted(frame) {
+    return this.active && !settings.frozen && frame.index > this.drawnIndex;
   }
 
   // Which of the waiting frames a picture is: by its own time, or else by the number drawn below it.

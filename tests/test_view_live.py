@@ -83,8 +83,8 @@ class LiveRun:
     def start(self) -> None:
         self.server.start()
         self._thread.start()
-        until(lambda: self._view or self._error, 120)
-        until(lambda: all(camera.frames for camera in self.hub.cameras()), 120)
+        until(lambda: self._view or self._error, 300)
+        until(lambda: all(camera.frames for camera in self.hub.cameras()), 300)
         self._labelled = time.monotonic()  # before that the network was made, and frames dropped
         threading.Thread(target=self._collect, daemon=True).start()
 
@@ -323,7 +323,7 @@ class ReplayRun:
         self.lines: list[str] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        until(lambda: self.view, 120)
+        until(lambda: self.view, 300)
 
     def _run(self) -> None:
         def show(hub: Any) -> View:

@@ -21,12 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from models.errors import QuantizationError
 from models.spec import ModelFiles
-
-
-class QuantizationError(ValueError):
-    """INT8 was asked for, and there is no INT8 model, or one of other weights, or none can be made."""
-
 
 _CORE_LOCK = Lock()
 

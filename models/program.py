@@ -16,11 +16,17 @@ from models.registry import load
 from models.spec import ModelFiles
 from models.step import StreamStep
 
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+# Of weights and states; what is quantised is so between them.
+DTYPES = {
+    "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
+    "int8": torch.float16, "fp8": torch.float16,
+}  # fmt: skip
 
 
 def make_step(files: ModelFiles, precision: str) -> StreamStep:
     """A model's step for inference, its weights in `precision`: "f32", "f16" or "bf16".
+
+    For "int8" and "fp8" they are in float16, for `models.quantization` to put quantisers between.
 
     Its input stays uint8 and its labels int32; its state has the weights' precision.
 

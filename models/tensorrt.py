@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch.export import ExportedProgram
 
 from models.program import example_inputs, export_program
+from models.quantization import as_operators
 from models.step import StreamStep
 
 BEST_STREAMS = 8  # the batch that kernels are chosen for, if the engine takes as many
@@ -53,6 +55,7 @@ class BuiltEngine:
         data: the engine.
         coverage: of the program it was built from.
         layers: layers of TensorRT's network.
+        quantized: how many of them quantise to which numbers, as {"INT8": 135}; none of a float step.
         outputs: name, type and shape of each output, -1 for the streams.
         largest: streams it takes at once.
     """
@@ -60,6 +63,7 @@ class BuiltEngine:
     data: bytes
     coverage: Coverage
     layers: int
+    quantized: dict[str, int]
     outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     largest: int
 
@@ -69,12 +73,16 @@ def versions() -> dict[str, str]:
     converters = import_module(
         "torch_tensorrt"
     )  # makes `tensorrt` TensorRT-RTX where that is installed
-    library = import_module("tensorrt")
     return {
         "torch": str(torch.__version__),
         "torch_tensorrt": str(converters.__version__),
-        str(getattr(library, "_package_name", "tensorrt")): str(library.__version__),
+        library_name(): str(import_module("tensorrt").__version__),
     }
+
+
+def library_name() -> str:
+    """The library that torch_tensorrt was made for, once that is imported: "tensorrt" or "tensorrt_rtx"."""
+    return str(getattr(import_module("tensorrt"), "_package_name", "tensorrt"))
 
 
 def build_engine(
@@ -82,13 +90,16 @@ def build_engine(
 ) -> BuiltEngine:
     """A TensorRT engine of a step for frames of `size_hw` and 1 to `largest` streams.
 
+    A step that `models.quantization` has calibrated becomes one that multiplies in INT8 or FP8.
+
     Its inputs are `planes` and `state`; its outputs, in this order, the labels int32 and the next state.
 
     Raises ConversionError.
     """
     largest = max(2, largest)  # a range of one is no range to torch.export
-    program = export_program(step, size_hw, largest)
-    return convert_program(program, step, size_hw, largest, timing_cache)
+    with as_operators(step):
+        program = export_program(step, size_hw, largest)
+        return convert_program(program, step, size_hw, largest, timing_cache)
 
 
 def convert_program(
@@ -108,7 +119,7 @@ def convert_program(
             )
         )  # fmt: skip
     timing_cache.parent.mkdir(parents=True, exist_ok=True)
-    with _watching() as seen, _quiet():
+    with watching() as seen, _quiet():
         try:
             data = dynamo.convert_exported_program_to_serialized_trt_engine(
                 program, arg_inputs=inputs, timing_cache_path=os.fspath(timing_cache), **OPTIONS
@@ -122,24 +133,27 @@ def convert_program(
                 else f"TensorRT cannot build: {first}"
             ) from error
     assert seen.coverage is not None
-    return BuiltEngine(bytes(data), seen.coverage, seen.layers, tuple(seen.outputs), largest)
+    return BuiltEngine(
+        bytes(data), seen.coverage, seen.layers, dict(seen.quantized), tuple(seen.outputs), largest
+    )
 
 
-class _Seen:
+class Seen:
     """What a conversion came by."""
 
     def __init__(self) -> None:
         self.coverage: Coverage | None = None
         self.layers = 0
+        self.quantized: Counter[str] = Counter()
         self.outputs: list[tuple[str, str, tuple[int, ...]]] = []
 
 
 @contextmanager
-def _watching() -> Iterator[_Seen]:
+def watching() -> Iterator[Seen]:
     """Look at the graph that is converted, and at the network made of it, as both go by."""
     from torch_tensorrt.dynamo.conversion._TRTInterpreter import TRTInterpreter
 
-    seen = _Seen()
+    seen = Seen()
     construct = TRTInterpreter._construct_trt_network_def
 
     def watched(self: Any) -> None:
@@ -150,6 +164,10 @@ def _watching() -> Iterator[_Seen]:
         construct(self)
         network = self.ctx.net
         seen.layers = network.num_layers
+        for number in range(network.num_layers):
+            layer = network.get_layer(number)
+            if layer.type.name == "QUANTIZE":
+                seen.quantized[layer.get_output(0).dtype.name] += 1
         for number in range(network.num_outputs):
             output = network.get_output(number)
             seen.outputs.append((output.name, output.dtype.name, tuple(output.shape)))

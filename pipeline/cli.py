@@ -89,7 +89,7 @@ def run(
     precision: Annotated[
         str,
         typer.Option(
-            metavar="auto|f32|f16|bf16|int8",
+            metavar="auto|f32|f16|bf16|int8|fp8",
             help="What the network multiplies in; int8 is the fastest on a CPU, and a little coarser.",
         ),
     ] = "auto",
@@ -293,7 +293,8 @@ def bench(
     model: ModelName = "roadnet",
     engine: EngineName = "auto",
     precision: Annotated[
-        str, typer.Option(metavar="auto|f32|f16|bf16|int8", help="What the network multiplies in.")
+        str,
+        typer.Option(metavar="auto|f32|f16|bf16|int8|fp8", help="What the network multiplies in."),
     ] = "auto",
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs.")] = 3,
     frames: Annotated[

@@ -93,7 +93,8 @@ def watch_live(
     model: ModelName = "roadnet",
     engine: EngineName = "auto",
     precision: Annotated[
-        str, typer.Option(metavar="auto|f32|f16|bf16|int8", help="What the network multiplies in.")
+        str,
+        typer.Option(metavar="auto|f32|f16|bf16|int8|fp8", help="What the network multiplies in."),
     ] = "auto",
     size: NetworkSize = None,
     silence: Annotated[

@@ -13,6 +13,9 @@ import typer
 from pipeline.errors import ConfigError, ModelError, OutputError
 from pipeline.options import ModelArgument, NetworkSize, parse_size
 
+# What is made by calibration for which engine.
+CALIBRATED = {"auto": ("int8",), "cpu": ("int8",), "tensorrt": ("int8", "fp8")}
+
 
 def compile_model(
     model: ModelArgument = "roadnet",
@@ -22,7 +25,7 @@ def compile_model(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|f32|f16|bf16|int8",
+            metavar="auto|f32|f16|bf16|int8|fp8",
             help="What the network multiplies in; int8 where footage to calibrate with is given.",
         ),
     ] = None,
@@ -34,8 +37,8 @@ def compile_model(
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Make the model's INT8 form for CPUs first, in its folder, from footage like what will be"
-            " seen; repeatable (needs the extra `int8`).",
+            help="Make INT8, or FP8 for TensorRT, from footage like what will be seen; repeatable. For a CPU"
+            " it stays in the model's folder (needs the extra `int8`, for TensorRT `trt-quantize`).",
         ),
     ] = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames to calibrate with.")] = 200,
@@ -44,16 +47,26 @@ def compile_model(
     from pipeline.compile import compile_engine, make_int8
 
     size_hw = parse_size(size)
-    if calibrate:
-        if engine not in ("auto", "cpu") or precision not in (None, "int8"):
-            raise ConfigError("--calibrate makes INT8 for CPUs: give no other engine or precision")
-        engine, precision = "cpu", "int8"
-        make_int8(model, tuple(calibrate), frames, size_hw)
+    sources = tuple(calibrate or ())
+    if sources:
+        made = CALIBRATED.get(engine, ())
+        if precision not in (None, *made) or not made:
+            raise ConfigError(
+                "--calibrate makes int8 for --engine cpu, int8 or fp8 for --engine tensorrt:"
+                " give no other engine or precision"
+            )
+        precision = precision or "int8"
+        if engine != "tensorrt":
+            engine = "cpu"
+            make_int8(model, sources, frames, size_hw)
+            sources = ()  # what follows reads what was made
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    print(compile_engine(model, engine, precision or "auto", streams, size_hw, say))
+    print(
+        compile_engine(model, engine, precision or "auto", streams, size_hw, say, sources, frames)
+    )
 
 
 def prune_model(

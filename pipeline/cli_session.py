@@ -100,7 +100,7 @@ def replay_session(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="auto|f32|f16|bf16|int8", help="By default as recorded."),
+        typer.Option(metavar="auto|f32|f16|bf16|int8|fp8", help="By default as recorded."),
     ] = None,
     view: Annotated[
         str | None,

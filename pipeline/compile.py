@@ -9,7 +9,8 @@ from time import perf_counter
 
 import numpy as np
 
-from models.export import QuantizationError, ensure_quantizer, quantize
+from models.errors import QuantizationError
+from models.export import ensure_quantizer, quantize
 from models.spec import ModelFiles, Spec, SpecError
 from pipeline.decode import Decoder
 from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
@@ -29,27 +30,35 @@ def compile_engine(
     streams: int,
     size_hw: tuple[int, int] | None,
     say: Say,
+    calibrate: tuple[str, ...] = (),
+    frames: int = 200,
 ) -> Path:
     """Build an engine for 1 to `streams` streams, read it back, check it, and say how it does.
 
     Args:
-        size_hw: input size; None for what the model says of widescreen footage.
+        size_hw: input size; None for what the model says of the footage to calibrate with, or else of
+            widescreen footage.
         say: takes the findings, a line each.
+        calibrate: footage for a TensorRT engine in INT8 or FP8: files, folders, globs.
+        frames: how many of its frames to calibrate with, evenly spread.
 
     Returns the engine's file.
 
-    Raises ModelError, or EngineError where it cannot be built, or is not right.
+    Raises ModelError, EngineError where it cannot be built, or is not right, or what reading footage raises.
     """
     check_size(size_hw)
     files, spec = model_files(model)
     choice = choose_engine(engine, precision)
     check_fit(choice, files)
+    footage: list[np.ndarray] = []
+    if calibrate:
+        footage, size_hw, _ = read_footage(calibrate, frames, size_hw, spec)
     size_hw = size_hw or spec.model_hw(WIDESCREEN_HW)
     say(f"engine {choice.name} ({choice.runtime}): {choice.reason}")
     from pipeline.engines.build import build
 
     began = perf_counter()
-    built = build(choice, files, size_hw, streams)
+    built = build(choice, files, size_hw, streams, footage)
     seconds = perf_counter() - began
     share = built.converted / built.operators
     say(f"operators {built.converted} of {built.operators} ({share:.1%})")
@@ -105,18 +114,29 @@ def make_int8(
         raise ConfigError(str(error)) from error
     except OSError as error:
         raise OutputError(f"cannot write to {files.folder}: {error.strerror or error}") from error
+    footage, _, names = read_footage(sources, frames, size_hw, spec)
+    try:
+        return quantize(files, footage, names)
+    except QuantizationError as error:
+        raise ConfigError(str(error)) from error
+    except SpecError as error:
+        raise ModelError(str(error)) from error
+
+
+def read_footage(
+    sources: tuple[str, ...], frames: int, size_hw: tuple[int, int] | None, spec: Spec
+) -> tuple[list[np.ndarray], tuple[int, int], str]:
+    """Frames to calibrate with, uint8 [h * 3 // 2, w], I420; their height and width, and what they are.
+
+    Raises what reading a source raises.
+    """
     expansion = expand(sources)
     for _, failure in expansion.failures:
         raise failure
     if size_hw is None:
         size_hw = spec.model_hw(_first_size(expansion.sources[0]))
     names = ", ".join("/".join(Path(given).parts[-3:]) for given in sources)
-    try:
-        return quantize(files, thinned(_pixels(expansion.sources, size_hw), frames), names)
-    except QuantizationError as error:
-        raise ConfigError(str(error)) from error
-    except SpecError as error:
-        raise ModelError(str(error)) from error
+    return thinned(_pixels(expansion.sources, size_hw), frames), size_hw, names
 
 
 def _first_size(source: Source) -> tuple[int, int]:

@@ -25,7 +25,7 @@ class RunConfig:
         options: which files to write.
         model: a shipped model's name or a model's folder.
         engine: "auto", "cpu", "cuda" or "tensorrt".
-        precision: "auto", "f32", "bf16" or "int8".
+        precision: "auto", "f32", "f16", "bf16", "int8" or "fp8".
         size_hw: input size of the network in pixels, multiples of 8; None for what the model says.
         placement: "auto", "fused", "spread" or "inline".
         address: of a running Ray cluster; None for a Ray of our own on this machine.

@@ -35,7 +35,7 @@ from pipeline.sources import Source
 JOURNAL = ".roadmask.journal"
 _MAGIC = b"RMJRNL\x00\x01"  # the last byte is the format's version
 _HEAD = struct.Struct(">8sIQ")
-_PATIENCE_SECONDS = 20.0  # for a killed process that still holds the folder
+PATIENCE_SECONDS = 20.0  # for a killed process that still holds the folder
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -87,7 +87,7 @@ class Journal(Closing):
         self.folder, self.identity = folder, identity
         self.notes: list[str] = []
         self._new_folder = prepare_folder(folder, keep=True)
-        self._unlock: Callable[[], None] | None = lock_folder(folder, _PATIENCE_SECONDS)
+        self._unlock: Callable[[], None] | None = lock_folder(folder, PATIENCE_SECONDS)
         try:
             self.record = self._last(resume)
             if self.record is None:

@@ -263,6 +263,25 @@ def clear_stale(folder: Path) -> None:
         folder.rmdir()
 
 
+def tidy_finished(folder: Path, patience_seconds: float) -> None:
+    """Remove what a crashed run left beside the results of a finished one, unless some run writes there.
+
+    No error, whatever the state.
+
+    Args:
+        patience_seconds: how long to wait for another process, which may be about to die.
+    """
+    with contextlib.suppress(OSError, OutputError):
+        if not any(path.suffix in (_SUFFIX, _REPLACED) for path in folder.glob(".*")):
+            return
+        let_go = lock_folder(folder, patience_seconds)
+        try:
+            _clear(folder)
+            _mend(folder)
+        finally:
+            let_go()
+
+
 def write_whole(final: Path, data: bytes) -> None:
     """Write a small file so that after a crash it is as before or as now. Raises OutputError."""
     part = PartFile(final)

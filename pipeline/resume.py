@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.journal import JOURNAL, ResumeError, check_identity, frames_kept, read
+from pipeline.journal import (
+    JOURNAL,
+    PATIENCE_SECONDS,
+    ResumeError,
+    check_identity,
+    frames_kept,
+    read,
+)
+from pipeline.parts import tidy_finished
 from pipeline.secrecy import mask
 from pipeline.sinks import MANIFEST
 from pipeline.sources import Source
@@ -79,6 +87,8 @@ def _finished(job: Job, source: Source) -> SourceReport | None:
     if not manifest or manifest.get("interrupted"):
         return None
     check_identity(folder, manifest.get("identity") or {}, job.identity(source))
+    # An actor that outlived its driver for a moment may have finished what the next run had begun anew.
+    tidy_finished(folder, PATIENCE_SECONDS)
     return SourceReport(
         source.stream_id, source.uri, manifest["frames_out"],
         notes=("an earlier run has finished it",), folder=str(folder),

@@ -1,5 +1,6 @@
 """Real TensorRT-RTX engines on a machine without a GPU: `python -m tests.rtx NETWORK...` builds each network
 as it is shipped, and small with every other head, with memory and without, and prints a line of JSON each.
+`INT8` and `FP8` for a network stand for the shipped model in that precision.
 
 The builder needs no GPU, but torch_tensorrt asks for one here and there. What it asks is answered below, for
 this process alone: that is why it is one of its own.
@@ -18,13 +19,17 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.program import make_step
+from models.program import example_inputs, make_step
+from models.quantization import FORMATS, calibrate, quantizers
 from models.registry import build, save
-from models.spec import Spec
-from models.tensorrt import BuiltEngine, ConversionError, build_engine, convert_program
+from models.spec import Spec, find_model
+from models.step import StreamStep
+from models.tensorrt import BuiltEngine, ConversionError, build_engine, convert_program, watching
+from pipeline.compile import read_footage
 from tests.networks import TINY
 
 VARIANTS: list[dict[str, Any]] = [
@@ -32,7 +37,8 @@ VARIANTS: list[dict[str, Any]] = [
     for recurrent in (True, False)
     for head, boundary in (("softmax", False), ("sigmoid", False), ("softmax", True))
 ][1:]  # the first is what is shipped
-SHIPPED_HW, TINY_HW = (360, 640), (40, 72)
+SHIPPED_HW, QUANTIZED_HW, TINY_HW = (360, 640), (184, 320), (40, 72)
+SAMPLE = Path(__file__).parents[1] / "sample_videos" / "city_drive.mp4"
 LARGEST = 8
 
 
@@ -120,6 +126,45 @@ def report(spec: Spec, size_hw: tuple[int, int], **more: object) -> dict[str, ob
     }  # fmt: skip
 
 
+def quantized(precision: str) -> dict[str, object]:
+    """What is known of the shipped model's engine in INT8 or FP8.
+
+    TensorRT-RTX takes quantised convolutions in FP8 alone: of INT8 there is the network that would be built.
+    """
+    files = find_model("roadnet")
+    footage, _, _ = read_footage((str(SAMPLE),), 16, QUANTIZED_HW, files.spec())
+    step = make_step(files, precision)
+    calibrate(step, precision, footage[::2])
+    differing = _differing(step, make_step(files, "f32"), footage[1::2])
+    error = None
+    with tempfile.TemporaryDirectory() as folder, watching() as seen:
+        try:
+            build_engine(step, QUANTIZED_HW, LARGEST, Path(folder) / "timing")
+        except ConversionError as refused:
+            error = str(refused)
+    assert seen.coverage is not None
+    return {
+        "precision": precision, "error": error, "quantizers": len(quantizers(step)),
+        "differing": differing, "converted": seen.coverage.converted,
+        "operators": seen.coverage.total, "quantized": seen.quantized, "outputs": seen.outputs,
+    }  # fmt: skip
+
+
+def _differing(step: StreamStep, exact: StreamStep, footage: list[np.ndarray]) -> float:
+    """Share of the pixels that two steps label differently, each with its own memory."""
+    differing = []
+    with torch.no_grad():
+        states = [example_inputs(each, QUANTIZED_HW, 1)[1] for each in (step, exact)]
+        for frame in footage:
+            planes = torch.from_numpy(frame)[None]
+            labels = []
+            for number, each in enumerate((step, exact)):
+                found, states[number] = each(planes, states[number])
+                labels.append(found)
+            differing.append(float((labels[0] != labels[1]).float().mean()))
+    return sum(differing) / len(differing)
+
+
 class Unsupported(nn.Module):
     """An operator that TensorRT has not."""
 
@@ -145,6 +190,9 @@ def main(names: list[str]) -> None:
     without_a_gpu()
     print(json.dumps(refusal()), flush=True)
     for name in names:
+        if name.lower() in FORMATS:
+            print(json.dumps(quantized(name.lower())), flush=True)
+            continue
         print(json.dumps(report(Spec(name, network=name), SHIPPED_HW, shipped=True)), flush=True)
         for variant in VARIANTS:
             spec = Spec(name, network=name, options=TINY[name], **variant)

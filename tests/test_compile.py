@@ -83,8 +83,9 @@ def test_int8_is_made_first_where_there_is_footage_and_checked(
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--calibrate", "x", "--engine", "cuda"], "--calibrate makes INT8 for CPUs"),
-     (["--calibrate", "x", "--precision", "f32"], "--calibrate makes INT8 for CPUs"),
+    [(["--calibrate", "x", "--engine", "cuda"], "--calibrate makes int8 for --engine cpu, int8 or fp8"),
+     (["--calibrate", "x", "--precision", "fp8"], "--calibrate makes int8 for --engine cpu, int8 or"),
+     (["--calibrate", "x", "--engine", "tensorrt", "--precision", "f16"], "int8 or fp8 for --engine ten"),
      (["--engine", "cpu", "--precision", "f16"], "'f16' is for GPUs: a CPU takes auto, f32, bf16, int8"),
      (["--size", "41x72"], "size must be multiples of 8"), (["--precision", "f12"], "choose one of"),
      (["--precision", "int8", "--engine", "cpu"], "holds no int8.xml: make it with `roadmask compile")],

@@ -30,6 +30,7 @@ from pipeline.frames import (
 )
 from pipeline.journal import Journal, frames_kept
 from pipeline.palette import CAMVID
+from pipeline.parts import lock_folder
 from pipeline.reader import VideoReader
 from pipeline.run import RunConfig, prepare, run
 from pipeline.sinks import OutputOptions, Sink
@@ -483,6 +484,26 @@ def test_a_run_goes_on_with_what_is_left(clip: Path, tmp_path: Path, right: np.n
     np.testing.assert_array_equal(labels(out), right)
     stats = [json.loads(line) for line in (out / "clip" / "stats.jsonl").read_text().splitlines()]
     assert [line["index"] for line in stats] == list(range(CLIP_FRAMES))
+
+
+def test_what_a_crash_left_beside_finished_results_is_removed(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an actor that outlived its driver, and finished what the next run had begun anew."""
+    monkeypatch.setattr("pipeline.resume.PATIENCE_SECONDS", 0.2)
+    reports(config([clip], tmp_path))
+    folder = tmp_path / "clip"
+    finished = results(folder)
+    (folder / ".labels.mkv.part").write_bytes(b"half")
+    (folder / ".labels.part").mkdir()
+    let_go = lock_folder(folder, 0)
+    reports(config([clip], tmp_path, resume=True))
+    assert (folder / ".labels.mkv.part").is_file(), "somebody may write it still"
+    let_go()
+    report = reports(config([clip], tmp_path, resume=True))["clip"]
+    assert report.notes == ("an earlier run has finished it",)
+    assert not list(folder.glob(".*"))
+    assert results(folder) == finished
 
 
 def test_without_resume_it_is_begun_anew_and_said(

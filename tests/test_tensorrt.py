@@ -22,6 +22,7 @@ import models.tensorrt
 from models.program import make_step
 from models.registry import NETWORKS, build, save
 from models.spec import ModelFiles, Spec
+from models.step import StreamStep
 from models.tensorrt import BuiltEngine, ConversionError, Coverage
 from pipeline import engines
 from pipeline.cli import main
@@ -44,7 +45,7 @@ def engines_of_the_family() -> list[Facts]:
         if os.environ.get("REQUIRE_TRT_RTX") == "1":
             pytest.fail("REQUIRE_TRT_RTX=1, but torch-tensorrt-rtx is not installed")
         pytest.skip("TensorRT-RTX is not installed: pip install -e '.[trt-rtx]'")
-    names = list(NETWORKS)
+    names = [*NETWORKS, "INT8", "FP8"]
     running = [
         subprocess.Popen([sys.executable, "-m", "tests.rtx", *share], text=True, env=_one_thread(),
                          cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -84,6 +85,24 @@ def test_every_network_with_every_head_becomes_one_engine(
             if f["shipped"]:
                 print(f"{f['network']:16}{f['operators']:6}{f['layers']:6}{f['bytes'] / 1e6:6.1f}"
                       f"{f['seconds']:7.1f}{f['cpu_seconds']:7.1f}")  # fmt: skip
+
+
+def test_the_shipped_network_is_quantised_at_every_convolution(
+    engines_of_the_family: list[Facts],
+) -> None:
+    found = {facts["precision"]: facts for facts in engines_of_the_family if "precision" in facts}
+    assert set(found) == {"int8", "fp8"}
+    for precision, facts in found.items():
+        assert facts["converted"] == facts["operators"] > 300
+        # Of its weights and of what it is given, which some convolutions share.
+        assert list(facts["quantized"]) == [precision.upper()]
+        count = facts["quantized"][precision.upper()]
+        assert 100 < 0.95 * facts["quantizers"] < count <= facts["quantizers"]
+        assert 0 < facts["differing"] < 0.05
+        assert [kind for _, kind, _ in facts["outputs"]] == ["INT32", "HALF"]
+    assert found["fp8"]["error"] is None
+    # When TensorRT-RTX takes INT8, `tensorrt_problem` need not refuse it any more.
+    assert "engine build failed" in found["int8"]["error"]
 
 
 def test_what_it_does_not_take_is_named(engines_of_the_family: list[Facts]) -> None:
@@ -192,7 +211,7 @@ def library(
 
     def build_engine(step: object, size_hw: object, largest: int, cache: object) -> BuiltEngine:
         data = str(files.folder).encode()
-        return BuiltEngine(data, Coverage(240, 240, ()), 600, (), largest)
+        return BuiltEngine(data, Coverage(240, 240, ()), 600, {}, (), largest)
 
     monkeypatch.setattr(models.tensorrt, "build_engine", build_engine)
     return found
@@ -291,6 +310,38 @@ def test_compiling_builds_reads_back_and_checks(
         assert words in shown.err
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_int8_and_fp8_are_calibrated_with_footage(
+    precision: str, files: ModelFiles, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = EngineChoice("tensorrt", f"TensorRT {precision}", "test")
+    device = ReplayedDevice()
+    command = f"compile {files.folder} --engine tensorrt --precision {precision} --size 64x96"
+    with pytest.raises(
+        EngineError, match=rf"{precision} wants footage .*`roadmask {command} --calibrate FOOTAGE`"
+    ):
+        trt_engine.build(choice, files, SIZE, 2, device)
+    frames = [np.full((96, 96), 128, np.uint8)] * 3
+    with monkeypatch.context() as without:
+        without.setattr("models.quantization.find_spec", lambda name: None)
+        with pytest.raises(
+            EngineError, match=r"not installed: pip install 'roadmask\[trt-quantize"
+        ):
+            trt_engine.build(choice, files, SIZE, 2, device, frames)
+    calibrated: list[object] = []
+
+    def calibrate(step: StreamStep, asked: str, footage: list[np.ndarray]) -> int:
+        weights = next(step.network.parameters())
+        calibrated.extend((asked, weights.dtype, len(footage)))
+        return len(footage)
+
+    monkeypatch.setattr("models.quantization.calibrate", calibrate)
+    where, _ = trt_engine.build(choice, files, SIZE, 2, device, frames)
+    assert calibrated == [precision, torch.float16, 3]
+    assert where.path.name.endswith(f"-64x96-{precision}.engine")
+    assert where.read()[1]["calibrated_with_frames"] == 3
+
+
 def test_a_network_that_cannot_be_converted_is_one_line(
     files: ModelFiles, library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,8 +358,20 @@ def test_without_it_one_line_says_what_it_needs(
 ) -> None:
     assert choose_engine("tensorrt").runtime == "TensorRT f16"
     assert choose_engine("auto").runtime == "CUDA graphs f16"
+    assert choose_engine("tensorrt", "int8").runtime == "TensorRT int8"
     with pytest.raises(EngineError, match=r"takes precision auto, f32, f16, bf16, got 'int8'"):
-        choose_engine("tensorrt", "int8")
+        choose_engine("cuda", "int8")
+    with monkeypatch.context() as rtx:
+        rtx.setattr(library, "_package_name", "tensorrt_rtx", raising=False)
+        with pytest.raises(
+            EngineError, match=r"TensorRT-RTX \(1.5\) has no INT8 convolutions; --pre"
+        ):
+            choose_engine("tensorrt", "int8")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 6))
+    with pytest.raises(EngineError, match=r"FP8 wants .* capability 8.9 or more, this one has 8.6"):
+        choose_engine("tensorrt", "fp8")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+    assert choose_engine("tensorrt", "fp8").runtime == "TensorRT fp8"
 
     def missing(name: str) -> None:
         raise Exception("libnvinfer.so is not there\nat all")

@@ -19,7 +19,9 @@ from pipeline.settings import has_nvidia_driver
 ENGINES = ("auto", "cpu", "cuda", "tensorrt")
 CPU_PRECISIONS = ("auto", "f32", "bf16", "int8")
 GPU_PRECISIONS = ("auto", "f32", "f16", "bf16")
-PRECISIONS = ("auto", "f32", "f16", "bf16", "int8")
+TENSORRT_PRECISIONS = (*GPU_PRECISIONS, "int8", "fp8")
+PRECISIONS = ("auto", "f32", "f16", "bf16", "int8", "fp8")
+FP8_CAPABILITY = (8, 9)  # Ada and newer
 TENSORRT_NEEDS = "it needs an NVIDIA GPU and pip install 'roadmask[trt]'"
 
 
@@ -124,13 +126,19 @@ def _gpu_problem(name: str, precision: str) -> str:
 
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    if precision not in GPU_PRECISIONS:
-        return f"it takes precision {', '.join(GPU_PRECISIONS)}, got {precision!r}"
+    taken = TENSORRT_PRECISIONS if name == "tensorrt" else GPU_PRECISIONS
+    if precision not in taken:
+        return f"it takes precision {', '.join(taken)}, got {precision!r}"
     if name == "cuda":
         return ""
+    if precision == "fp8" and (found := torch.cuda.get_device_capability()) < FP8_CAPABILITY:
+        return (
+            f"FP8 wants a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or more,"
+            f" this one has {'.'.join(map(str, found))}; --precision int8 it has"
+        )
     from pipeline.engines.tensorrt import tensorrt_problem
 
-    return tensorrt_problem()
+    return tensorrt_problem(precision)
 
 
 def check_fit(choice: EngineChoice, files: ModelFiles) -> str | None:
@@ -140,7 +148,8 @@ def check_fit(choice: EngineChoice, files: ModelFiles) -> str | None:
     """
     if choice.name != "cpu" or choice.precision != "int8":
         return None
-    from models.export import QuantizationError, check_int8
+    from models.errors import QuantizationError
+    from models.export import check_int8
 
     try:
         return check_int8(files)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+from models.quantization import FORMATS
 from models.spec import ModelFiles
 from pipeline.errors import EngineError, OutputError
 from pipeline.settings import cache_folder
@@ -48,9 +49,10 @@ class Artefact:
         """What makes it."""
         height, width = self.model_hw
         model = self.files.folder
+        calibrate = " --calibrate FOOTAGE" if self.precision in FORMATS else ""
         return (
             f"roadmask compile {model} --engine {self.engine} --precision {self.precision}"
-            f" --size {height}x{width}"
+            f" --size {height}x{width}{calibrate}"
         )
 
     def save(self, data: bytes, more: dict[str, Any]) -> None:

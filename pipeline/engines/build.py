@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from models.spec import ModelFiles
 from pipeline.engines import EngineChoice, engine_factory
@@ -29,9 +32,13 @@ class Built:
 
 
 def build(
-    choice: EngineChoice, files: ModelFiles, model_hw: tuple[int, int], streams: int
-) -> Built:
+    choice: EngineChoice, files: ModelFiles, model_hw: tuple[int, int], streams: int,
+    footage: Sequence[np.ndarray] = (),
+) -> Built:  # fmt: skip
     """Build an engine for 1 to `streams` streams, anew even if there is one.
+
+    Args:
+        footage: for a TensorRT engine in INT8 or FP8: frames uint8 [h * 3 // 2, w], I420, to calibrate with.
 
     Raises EngineError, ModelError or OutputError.
     """
@@ -47,7 +54,7 @@ def build(
         return Built(where.path, where.path.stat().st_size, operators, operators)
     from pipeline.engines import tensorrt
 
-    where, built = tensorrt.build(choice, files, model_hw, streams, device)
+    where, built = tensorrt.build(choice, files, model_hw, streams, device, footage)
     coverage = built.coverage
     return Built(where.path, len(built.data), coverage.converted, coverage.total)
 

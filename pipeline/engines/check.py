@@ -33,7 +33,7 @@ class Tolerance:
 # Frames of noise have more pixels between two classes than footage has, and OpenVINO's colours are rounded.
 TOLERANCES = {
     "f32": Tolerance(0.005, 0.002), "f16": Tolerance(0.01, 0.005),
-    "bf16": Tolerance(0.03, 0.01), "int8": Tolerance(0.1, 0.1),
+    "bf16": Tolerance(0.03, 0.01), "int8": Tolerance(0.1, 0.1), "fp8": Tolerance(0.1, 0.1),
 }  # fmt: skip
 
 

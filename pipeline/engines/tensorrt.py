@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from models import tensorrt
+from models import quantization, tensorrt
 from models.program import DTYPES
 from models.spec import ModelFiles
 from pipeline.engines import EngineChoice
@@ -24,7 +26,7 @@ OUTPUTS = ("output0", "output1")  # labels and next state, as torch_tensorrt nam
 INSTALL = "pip install 'roadmask[trt]' (or 'roadmask[trt-rtx]' for an RTX card)"
 
 
-def tensorrt_problem() -> str:
+def tensorrt_problem(precision: str) -> str:
     """Why TensorRT can't be used on this machine, which has a CUDA device; empty if it can."""
     if find_spec("torch_tensorrt") is None:
         return f"torch_tensorrt is not installed: {INSTALL}"
@@ -34,6 +36,8 @@ def tensorrt_problem() -> str:
         import_module("torch_tensorrt")
     except Exception as error:  # without a library it raises a bare Exception
         return f"torch_tensorrt does not load ({first_line(error)}): {INSTALL}"
+    if precision == "int8" and tensorrt.library_name() == "tensorrt_rtx":
+        return "TensorRT-RTX (1.5) has no INT8 convolutions; --precision fp8 it takes"
     return ""
 
 
@@ -52,19 +56,33 @@ def artefact(
 
 
 def build(
-    choice: EngineChoice, files: ModelFiles, model_hw: tuple[int, int], streams: int, device: Device
-) -> tuple[Artefact, tensorrt.BuiltEngine]:
-    """Build an engine for 1 to `streams` streams and keep it. Raises EngineError."""
+    choice: EngineChoice, files: ModelFiles, model_hw: tuple[int, int], streams: int, device: Device,
+    footage: Sequence[np.ndarray] = (),
+) -> tuple[Artefact, tensorrt.BuiltEngine]:  # fmt: skip
+    """Build an engine for 1 to `streams` streams and keep it.
+
+    Args:
+        footage: for INT8 and FP8: frames uint8 [h * 3 // 2, w], I420, to calibrate with.
+
+    Raises EngineError.
+    """
+    where = artefact(choice, files, model_hw, device)
+    quantized = choice.precision in quantization.FORMATS
+    if quantized and not footage:
+        raise EngineError(f"{choice.precision} wants footage to calibrate with: `{where.command}`")
     step = load_step(files, choice.precision, device, model_hw, streams)
     try:
         with reporting(device, model_hw, streams):
+            if quantized:
+                quantization.calibrate(step, choice.precision, footage)
             built = tensorrt.build_engine(
                 step, model_hw, streams, cache_folder() / "tensorrt-timing"
             )
+    except quantization.QuantizationError as error:
+        raise EngineError(str(error)) from error
     except tensorrt.ConversionError as error:
         raise EngineError(f"{error}: use --engine cuda") from error
-    where = artefact(choice, files, model_hw, device)
-    where.save(built.data, {"streams": built.largest})
+    where.save(built.data, {"streams": built.largest, "calibrated_with_frames": len(footage)})
     return where, built
 
 

@@ -30,14 +30,16 @@ FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "int8": ({"num_bits": 8, "axis": 0}, {"num_bits": 8, "axis": None}),
     "fp8": ({"num_bits": (4, 3), "axis": None}, {"num_bits": (4, 3), "axis": None}),
 }
+SMALLEST_RANGE = 1e-4
 _BACKEND = "roadmask"  # the name under which modelopt finds `_to_operator`
 
 
 def ensure_modelopt() -> None:
     """Raises QuantizationError if what `calibrate` needs is not installed."""
-    if find_spec("modelopt") is None:
+    if find_spec("modelopt") is None or find_spec("huggingface_hub") is None:
         raise QuantizationError(
-            "nvidia-modelopt is not installed: pip install 'roadmask[trt-quantize]'"
+            "nvidia-modelopt is not installed, or not what it imports: pip install"
+            " 'roadmask[trt-quantize]'"
         )
 
 
@@ -77,6 +79,10 @@ def calibrate(step: StreamStep, precision: str, frames: Iterable[np.ndarray]) ->
         modelopt.quantize(step.network, {"quant_cfg": chosen, "algorithm": "max"}, forward_loop=see)
     if seen == 0:
         raise QuantizationError("there are no frames to calibrate with")
+    for quantizer in quantizers(step):
+        # A channel whose weights are all zero has no range, and TensorRT takes no step of zero. What is
+        # smaller than this has in half precision no steps to speak of.
+        quantizer.amax = quantizer.amax.float().clamp(min=SMALLEST_RANGE)
     return seen
 
 

@@ -119,7 +119,10 @@ def replay_session(
     No frame is dropped, whatever the speed. With --verify and the recorded network and engine, all labels
     are identical. With --view the page has play, pause, steps, seeking and speed, and it stays at its end.
 
-    Exit status: 0 all done (and identical, with --verify), 1 labels differ, 2 wrong use, 130 interrupted.
+    --verify also reads every closed file whole and compares its checksum.
+
+    Exit status: 0 all done (with --verify: what can be compared is identical, and no file damaged), 1 labels
+    differ or a file is damaged, 2 wrong use, 130 interrupted.
     """
     from pipeline.session.replay import Replay, ReplayConfig
 
@@ -134,13 +137,16 @@ def replay_session(
     replay = Replay(config)
     for note in replay.notes:
         say(f"note: {note}")
+    damaged = replay.session.check() if verify else []
+    for line in damaged:
+        say(f"damaged: {line}")
     stop = Stopper()
     with stop.listening():
         for line in replay.play(stop, show):
             say(line)
         if stop():
             raise typer.Exit(INTERRUPTED)
-    if replay.verification is not None and not replay.verification.identical:
+    if damaged or (replay.verification is not None and not replay.verification.identical):
         raise typer.Exit(FAILED)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from models.errors import QuantizationError
 from models.export import ensure_quantizer, quantize
+from models.quantization import ensure_modelopt
 from models.spec import ModelFiles, Spec, SpecError
 from pipeline.decode import Decoder
 from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
-from pipeline.errors import ConfigError, ModelError, OutputError
+from pipeline.errors import ConfigError, EngineError, ModelError, OutputError
 from pipeline.frames import FrameBatch
 from pipeline.run import check_size, model_files
 from pipeline.sources import Source, expand
@@ -52,6 +53,10 @@ def compile_engine(
     check_fit(choice, files)
     footage: list[np.ndarray] = []
     if calibrate:
+        try:
+            ensure_modelopt()  # before footage is decoded for nothing
+        except QuantizationError as error:
+            raise ConfigError(str(error)) from error
         footage, size_hw, _ = read_footage(calibrate, frames, size_hw, spec)
     size_hw = size_hw or spec.model_hw(WIDESCREEN_HW)
     say(f"engine {choice.name} ({choice.runtime}): {choice.reason}")
@@ -63,7 +68,11 @@ def compile_engine(
     share = built.converted / built.operators
     say(f"operators {built.converted} of {built.operators} ({share:.1%})")
     say(f"built in {seconds:.1f} s, {built.size_bytes / 1e6:.1f} MB, {size_hw[0]}x{size_hw[1]}")
-    _check(choice, files, spec, size_hw, streams, say)
+    try:
+        _check(choice, files, spec, size_hw, streams, say)
+    except EngineError:
+        built.forget()  # else `run` would take it
+        raise
     return built.path
 
 

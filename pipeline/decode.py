@@ -33,8 +33,10 @@ from pipeline.frames import (
 from pipeline.planes import FrameFormat, PlaneConverter
 from pipeline.reader import ImageReader, VideoReader
 from pipeline.seek import WINDOW_FRAMES
+from pipeline.session.frames import SessionReader
 from pipeline.sources import Source
 
+Reader = VideoReader | ImageReader | SessionReader
 ModelSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 
@@ -95,7 +97,7 @@ class Decoder(Closing):
         self._chunk_frames, self._pictures = chunk, pictures
         self._threads, self._stop, self._batch_bytes = threads, stop, batch_bytes
         self._mark_seconds, self._start = mark_seconds, start
-        self._reader: VideoReader | ImageReader | None = None
+        self._reader: Reader | None = None
 
     def close(self) -> None:
         """Closes the source; not while another thread iterates: that is what `stop` is for."""
@@ -119,12 +121,14 @@ class Decoder(Closing):
             if self._reader is reader:  # frees the codec and its threads too
                 self._reader = None
 
-    def _open(self) -> VideoReader | ImageReader:
+    def _open(self) -> Reader:
         if self._source.kind == "images":
             return ImageReader(self._source, self._threads, self._stop)
+        if self._source.kind == "session":
+            return SessionReader(self._source, self._stop)
         return VideoReader(self._source.uri, self._threads, self._stop)
 
-    def _items(self, reader: VideoReader | ImageReader) -> Iterator[FrameItem]:
+    def _items(self, reader: Reader) -> Iterator[FrameItem]:
         chunk: _Chunk | None = None
         count, size_hw, restarts = self._go_on(reader)
         marker = _Marker(reader, self._mark_seconds)
@@ -144,7 +148,7 @@ class Decoder(Closing):
                 if chunk is not None:
                     yield from chunk.take()
                 if size_hw is not None:
-                    yield from _gap(size_hw, into.stream, count, anew)
+                    yield from _gap(size_hw, into.stream, count, reader.gap_reason if anew else "")
             chunk, size_hw, restarts = into, into.stream.size_hw, reader.clock.restarts
             count += 1
             marker.pass_frame(frame, count)
@@ -154,7 +158,7 @@ class Decoder(Closing):
             yield from chunk.take()
         yield self._end(reader, chunk, count)
 
-    def _go_on(self, reader: VideoReader | ImageReader) -> tuple[int, tuple[int, int] | None, int]:
+    def _go_on(self, reader: Reader) -> tuple[int, tuple[int, int] | None, int]:
         """Bring the reader to the start; frames before it, size of the last, restarts of the clock."""
         if self._start is None:
             return 0, None, 0
@@ -163,9 +167,7 @@ class Decoder(Closing):
         height, width = saved["size_hw"]
         return self._start.frame_index, (height, width), saved["clock"]["restarts"]
 
-    def _start_chunk(
-        self, reader: VideoReader | ImageReader, frame: VideoFrame, frame_index: int
-    ) -> _Chunk:
+    def _start_chunk(self, reader: Reader, frame: VideoFrame, frame_index: int) -> _Chunk:
         converter = PlaneConverter(frame)
         stream = _describe(self._source, reader, frame, converter)
         height, width = self._model_hw(converter.size_hw)
@@ -192,9 +194,7 @@ class Decoder(Closing):
             frame_bytes += rows * columns + 2 * ((rows + 1) // 2) * ((columns + 1) // 2)
         return min(self._chunk_frames, max(1, self._batch_bytes // frame_bytes))
 
-    def _end(
-        self, reader: VideoReader | ImageReader, chunk: _Chunk | None, frame_count: int
-    ) -> EndOfStream:
+    def _end(self, reader: Reader, chunk: _Chunk | None, frame_count: int) -> EndOfStream:
         tally = reader.tally
         if frame_count == 0 and not tally.interrupted:
             raise MediaError(f"{self._source.uri}: {_why_no_frame(reader)}")
@@ -212,7 +212,7 @@ class Decoder(Closing):
 class _Marker:
     """Makes a mark now and then, with what the reader needs to come back to it."""
 
-    def __init__(self, reader: VideoReader | ImageReader, every_seconds: float | None) -> None:
+    def __init__(self, reader: Reader, every_seconds: float | None) -> None:
         self._reader, self._every_seconds = reader, every_seconds
         self._last = time.monotonic()
         self._due = False
@@ -319,7 +319,7 @@ class _Chunk:
 
 def _describe(
     source: Source,
-    reader: VideoReader | ImageReader,
+    reader: Reader,
     frame: VideoFrame | None = None,
     converter: PlaneConverter | None = None,
 ) -> StreamInfo:
@@ -354,17 +354,21 @@ def _frame_details(frame: VideoFrame, converter: PlaneConverter) -> dict[str, An
     return found
 
 
-def _gap(old: tuple[int, int], after: StreamInfo, frame_index: int, anew: bool) -> Iterator[Gap]:
-    """What is between two chunks, if it is more than another pixel format."""
+def _gap(old: tuple[int, int], after: StreamInfo, frame_index: int, why: str) -> Iterator[Gap]:
+    """What is between two chunks, if it is more than another pixel format.
+
+    Args:
+        why: the reader's word for it, if it has one.
+    """
     new = after.size_hw
     if old != new:
         reason = f"size changed from {old[1]}x{old[0]} to {new[1]}x{new[0]}"
         yield Gap(after, frame_index, None, reason)
-    elif anew:
-        yield Gap(after, frame_index, None, "the clock starts anew")
+    elif why:
+        yield Gap(after, frame_index, None, why)
 
 
-def _why_no_frame(reader: VideoReader | ImageReader) -> str:
+def _why_no_frame(reader: Reader) -> str:
     damaged = reader.tally.undecodable_packets
     if isinstance(reader, ImageReader):
         return f"none of its {damaged} images can be decoded; expected at least one"

@@ -235,7 +235,9 @@ def identity_of(source: Source, facts: dict[str, Any], options: dict[str, Any]) 
         options: which files are written, and how.
     """
     model, engine, versions = facts["model"], facts["engine"], facts["versions"]
-    runtime = "torch" if "torch" in engine["runtime"] else "openvino"
+    runtimes = ["openvino"] if "OpenVINO" in engine["runtime"] else ["torch"]
+    if engine["name"] == "tensorrt":
+        runtimes += ["torch-tensorrt", "torch-tensorrt-rtx"]
     size = model["size_hw"]
     return {
         **fingerprint(source),
@@ -247,7 +249,7 @@ def identity_of(source: Source, facts: dict[str, Any], options: dict[str, Any]) 
         "the engine's precision": engine["runtime"],
         **{f"the option {name}": value for name, value in options.items()},
         **{f"the version of {name}": versions.get(name)
-           for name in ("roadmask", "av", "opencv-python-headless", runtime)},
+           for name in ("roadmask", "av", "opencv-python-headless", *runtimes)},
     }  # fmt: skip
 
 

@@ -39,7 +39,10 @@ class VideoReader:
         tally: what went wrong so far.
         clock: makes the time stamps, counts those it made up, and the times it was started anew up
             to the frame given last.
+        gap_reason: what is between the frames where it was.
     """
+
+    gap_reason = "the clock starts anew"
 
     def __init__(self, uri: str, threads: int, stop: Callable[[], bool] | None) -> None:
         """Opens the file.
@@ -220,6 +223,8 @@ class ImageReader:
     Attributes: as of `VideoReader`. A file that cannot be decoded leaves its `pts` out, so that
     `frame_names[pts]` is a frame's name whatever is missing.
     """
+
+    gap_reason = ""
 
     def __init__(self, source: Source, threads: int, stop: Callable[[], bool] | None) -> None:
         self.tally = Tally()

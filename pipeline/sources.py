@@ -1,6 +1,7 @@
 """From what a user names on the command line to the streams of a run.
 
-A source is a video file, a folder of videos or of images, an image, a glob or an http(s) URL.
+A source is a video file, a folder of videos or of images, an image, a recorded session, a glob or an http(s)
+URL.
 Nothing is opened here; that a file can be decoded is for the decoder to find out.
 """
 
@@ -26,7 +27,9 @@ VIDEO_EXTENSIONS = frozenset(f".{name}" for name in _VIDEO.split())
 IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _IMAGE.split())
 # 255 bytes is what file systems allow for a name; leave room for what a sink appends to it.
 _LONGEST_ID_BYTES = 180
-_SUPPORTED = "supported are video files, images, folders, globs and http(s) URLs of files"
+_SUPPORTED = "supported are video files, images, folders, sessions, globs and http(s) URLs of files"
+# Of a recorded session (pipeline/SESSION.md).
+SESSION_FILE, PACKETS, LOG_SUFFIX, MEDIA_SUFFIX = "session.json", "packets", ".log", ".mkv"
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,22 @@ class Source:
 
     Attributes:
         stream_id: unique within the run, and safe as the name of a folder, or of one in another (`a/b`).
-        uri: path or URL of the video; for images the folder, or the one image.
-        kind: "video" or "images".
-        files: for images, their paths in order; empty for a video.
+        uri: path or URL of the video; for images the folder, or the one image; of a session the folder of
+            one camera.
+        kind: "video", "images" or "session".
+        files: for images and sessions, their paths in order; empty for a video.
     """
 
     stream_id: str
     uri: str
-    kind: Literal["video", "images"] = "video"
+    kind: Literal["video", "images", "session"] = "video"
     files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in ("video", "images"):
-            raise ValueError(f"kind must be 'video' or 'images', got {self.kind!r}")
-        if (self.kind == "images") != bool(self.files):
-            raise ValueError(f"images have files and a video none, got {self.kind} {self.files}")
+        if self.kind not in ("video", "images", "session"):
+            raise ValueError(f"kind must be 'video', 'images' or 'session', got {self.kind!r}")
+        if (self.kind != "video") != bool(self.files):
+            raise ValueError(f"only a video has no list of files, got {self.kind} {self.files}")
         if any(part != safe_name(part) for part in self.stream_id.split("/")):
             raise ValueError(f"stream_id must be safe as a folder's name, got {self.stream_id!r}")
 
@@ -74,6 +78,8 @@ def expand(sources: Sequence[str]) -> Expansion:
     - A folder is searched, not recursively, in natural order (`2.mp4` before `10.mp4`). Videos in
       it are a stream each. Without any, its images are one stream named after the folder. With
       both, the videos win: the images beside recordings are covers and previews.
+    - A folder that `roadmask record` or `live --record` made is a stream for each camera, named
+      `session/camera`.
     - A glob (`*`, `?`, `[...]`, `**` for any depth) takes the videos and folders it matches; the
       images it matches are one stream a folder. A file of that very name comes before the pattern.
 
@@ -108,6 +114,11 @@ def inside_its_output(source: Source, out: Path) -> bool:
     held = {os.path.dirname(os.path.abspath(file)) for file in files}
     held |= {os.path.dirname(os.path.realpath(file)) for file in files}
     return any(_same_folder(folder, holder) for folder in written for holder in held)
+
+
+def is_session(folder: str) -> bool:
+    """Whether a folder is a recorded session, so that each of its cameras is a source."""
+    return os.path.isfile(os.path.join(folder, SESSION_FILE))
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
@@ -160,6 +171,8 @@ def _expand_folder(folder: str) -> list[Source]:
             names = [entry.name for entry in entries if entry.is_file()]
     except OSError as error:
         raise SourceNotFoundError(f"{folder}: cannot be listed: {error.strerror}") from error
+    if is_session(folder):
+        return _session(folder)
     shown = [name for name in names if not name.startswith(".")]
     files = [os.path.join(folder, name) for name in sorted(shown, key=_name_key)]
     videos = [file for file in files if _extension(file) in VIDEO_EXTENSIONS]
@@ -216,6 +229,23 @@ def _video(uri: str, path: str) -> Source:
 def _images(uri: str, files: Sequence[str]) -> Source:
     name = Path(uri).stem if os.path.isfile(uri) else Path(uri).resolve().name
     return Source(safe_name(name), uri, "images", tuple(files))
+
+
+def _session(folder: str) -> list[Source]:
+    """A stream for each camera of a recorded session."""
+    found = []
+    for name in sorted(os.listdir(folder), key=_name_key):
+        packets = os.path.join(folder, name, PACKETS)
+        if os.path.islink(packets) or not os.path.isdir(packets):
+            continue
+        files = [os.path.join(packets, file) for file in sorted(os.listdir(packets))
+                 if file.endswith((LOG_SUFFIX, MEDIA_SUFFIX))]  # fmt: skip
+        if files:
+            stream_id = f"{safe_name(Path(folder).resolve().name)}/{safe_name(name)}"
+            found.append(Source(stream_id, os.path.join(folder, name), "session", tuple(files)))
+    if not found:
+        raise SourceNotFoundError(f"{folder}: a session of no camera; expected a recording")
+    return found
 
 
 def _once(sources: Iterable[Source]) -> Iterator[Source]:

@@ -13,8 +13,15 @@ def versions() -> dict[str, str]:
     own = vars(sys.modules[__name__.partition(".")[0]])["__version__"]
     found = {"roadmask": own, "python": platform.python_version()}
     for name in ("av", "numpy", "opencv-python-headless", "openvino", "ray", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
+        found[name] = _version(name) or "not installed"
+    for name in ("torch-tensorrt", "torch-tensorrt-rtx"):  # few have it
+        if (there := _version(name)) is not None:
+            found[name] = there
     return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

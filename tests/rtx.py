@@ -145,6 +145,7 @@ def quantized(precision: str) -> dict[str, object]:
     assert seen.coverage is not None
     return {
         "precision": precision, "error": error, "quantizers": len(quantizers(step)),
+        "smallest": min(float(each.amax.min()) for each in quantizers(step)),
         "differing": differing, "converted": seen.coverage.converted,
         "operators": seen.coverage.total, "quantized": seen.quantized, "outputs": seen.outputs,
     }  # fmt: skip

@@ -683,6 +683,31 @@ def test_a_session_without_labels_has_nothing_to_verify(tmp_path: Path) -> None:
         Replay(ReplayConfig(tmp_path / "s", verify=True))
     replay = Replay(ReplayConfig(tmp_path / "s", speed=MAX, engine="counting", size_hw=MODEL_HW))
     assert "1 cameras, 12 frames replayed" in list(replay.play())
+    other = Replay(ReplayConfig(
+        tmp_path / "s", speed=MAX, engine="counting", size_hw=MODEL_HW, model=DEFAULT_MODEL,
+        report=tmp_path / "report",
+    ))  # fmt: skip
+    assert other.notes == ["no labels were recorded: there is nothing to compare, and no report"]
+    assert "1 cameras, 12 frames replayed" in list(other.play())
+    assert not (tmp_path / "report").exists()
+
+
+def test_verifying_checks_the_files_too(real: Path, tmp_path: Path) -> None:
+    """A file that was closed and is not what it was is named, though no frame needs what it lost."""
+    copy = shutil.copytree(real, tmp_path / "s")
+    command = ("replay", copy, "--verify", "--speed", "max")
+    whole = roadmask(*command)
+    assert whole.returncode == 0, whole.stderr
+    assert "all labels are identical" in whole.stderr
+    media_file = min((copy / "camera1" / "packets").glob("*.mkv"))
+    data = bytearray(media_file.read_bytes())
+    data[5] ^= 1  # of Matroska's head, which a replay does not read
+    media_file.write_bytes(data)
+    found = roadmask(*command)
+    assert found.returncode == 1
+    assert "all labels are identical" in found.stderr
+    name = f"camera1/packets/{media_file.stem}: {media_file.name}"
+    assert f"damaged: {name} is not what was sealed (SHA-256)" in found.stderr
 
 
 def test_without_a_state_that_fits_the_memory_is_warmed_up(

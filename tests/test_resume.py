@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import time
 import zlib
@@ -33,11 +34,15 @@ from pipeline.palette import CAMVID
 from pipeline.parts import lock_folder
 from pipeline.reader import VideoReader
 from pipeline.run import RunConfig, prepare, run
+from pipeline.session import Limits, Recorder
 from pipeline.sinks import OutputOptions, Sink
 from pipeline.sources import expand
 from pipeline.stages import Progress, SourceReport
 from tests import media
+from tests.bench.chaos import contents as left_by
+from tests.recordings import short_clip
 from tests.test_run import read_labels, roadmask
+from tests.test_session import feed
 from tests.test_sinks import (
     contents,
     make_batches,
@@ -484,6 +489,75 @@ def test_a_run_goes_on_with_what_is_left(clip: Path, tmp_path: Path, right: np.n
     np.testing.assert_array_equal(labels(out), right)
     stats = [json.loads(line) for line in (out / "clip" / "stats.jsonl").read_text().splitlines()]
     assert [line["index"] for line in stats] == list(range(CLIP_FRAMES))
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of two cameras: one opened anew after ten seconds, one with B-frames."""
+    folder = tmp_path_factory.mktemp("recorded")
+    front, rear = folder / "front.mp4", folder / "rear.mp4"
+    short_clip(front, 90, seed=4, group=6)
+    short_clip(rear, 120, seed=5, group=30, b_frames=2)
+    with Recorder(folder / "drive", None, Limits(segment_seconds=0.5)) as recorder:
+        feed(recorder.camera("front"), front)
+        feed(recorder.camera("front"), front, start=10.0)
+        feed(recorder.camera("rear"), rear)
+    return folder / "drive"
+
+
+def test_a_recorded_session_is_run_camera_by_camera(session: Path, tmp_path: Path) -> None:
+    """Every frame in its order, at the cameras' own pace; what is missing between resets the memory."""
+    found = reports(config([session], tmp_path))
+    assert {name: (report.frames, report.error) for name, report in found.items()} == {
+        "drive/front": (180, None), "drive/rear": (120, None),
+    }  # fmt: skip
+    counted = labels(tmp_path, "drive/front")[:, -1, -1].tolist()
+    assert counted == [*range(1, 91), *range(1, 91)]
+    assert labels(tmp_path, "drive/rear")[:, -1, -1].tolist() == list(range(1, 121))
+    for name, gaps in (("front", {89: 10.0 - 89 / 30}), ("rear", {})):
+        text = (tmp_path / "drive" / name / "stats.jsonl").read_text()
+        times = [json.loads(line)["pts_seconds"] for line in text.splitlines()]
+        steps = np.diff(times)
+        for at, step in enumerate(steps):
+            # Between the two connections there was the time that it took to write the first, too.
+            assert step == pytest.approx(gaps.get(at, 1 / 30), abs=5 if at in gaps else 2e-3), at
+    manifest = json.loads((tmp_path / "drive" / "front" / "manifest.json").read_text())
+    assert manifest["source"] == str(session / "front")
+
+
+def test_a_session_is_gone_on_with(session: Path, tmp_path: Path) -> None:
+    reports(config([session], tmp_path / "right"))
+    reports(config([session], tmp_path / "cut"), until=128)
+    found = reports(config([session], tmp_path / "cut", resume=True))
+    assert "gone on once" in found["drive/front"].notes[0]
+    wanted, gone_on = (left_by(tmp_path / name) for name in ("right", "cut"))
+    assert wanted.keys() >= {"drive/front/labels.mkv", "drive/rear/stats.jsonl"}
+    assert gone_on == wanted
+
+
+def test_a_session_that_lost_a_segment_is_run_as_far_as_it_is_good(
+    session: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(session, tmp_path / "drive")
+    numbers = sorted((copy / "front" / "packets").glob("*.log"))
+    for suffix in (".log", ".mkv", ".json"):
+        numbers[1].with_suffix(suffix).unlink()
+    report = reports(config([copy], tmp_path / "out"))["drive/front"]
+    assert report.error is None
+    assert 100 < report.frames < 180
+    counted = labels(tmp_path / "out", "drive/front")[:, -1, -1].tolist()
+    assert counted.count(1) == 3  # begun, after what is missing, and when it was opened anew
+
+
+def test_a_session_of_nothing_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "session.json").write_text("{}")
+    (found,) = expand([str(tmp_path)]).failures
+    assert str(found[1]) == f"{tmp_path}: a session of no camera; expected a recording"
+    (tmp_path / "front" / "packets").mkdir(parents=True)
+    (tmp_path / "front" / "packets" / "000001.log").write_bytes(b"garbage\n")
+    found = reports(config([tmp_path], tmp_path / "out"))
+    (report,) = found.values()
+    assert "nothing in it can be replayed" in (report.error or "")
 
 
 def test_what_a_crash_left_beside_finished_results_is_removed(

@@ -775,6 +775,33 @@ def test_what_should_not_happen_to_a_camera_being_recorded_is_told(
     assert any("ended: internal error" in line for line in lines)
 
 
+def test_a_camera_that_comes_back_leaves_a_gap_in_the_recording(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, opened = capture_module.Connection.packets, []
+
+    def packets(self: Any, wait: Any) -> Iterator[Any]:
+        opened.append(self)
+        for number, found in enumerate(real(self, wait)):
+            if number == 20 and len(opened) == 1:
+                raise capture_module.CameraError("the camera closed the connection")
+            yield found
+
+    def keep_trying(self: Any, error: Any) -> bool:
+        self._change("reconnecting", str(error))
+        return True
+
+    monkeypatch.setattr(capture_module.Connection, "packets", packets)
+    monkeypatch.setattr(capture_module.CameraCapture, "_try_again", keep_trying)
+    assert record_cameras([str(clip)], tmp_path / "s", Limits(), None, lambda: False, print) == []
+    session = Session.open(tmp_path / "s")
+    (camera,) = session.cameras.values()
+    events = [event for segment in camera.packets for event in segment.events()]
+    (gap,) = [event for event in events if event.kind == "gap"]
+    assert gap.reason == "the camera was reconnecting"
+    assert 0 <= gap.seconds < 60
+
+
 def test_a_containers_tag_that_is_not_ascii_is_left_out() -> None:
     class Context(SimpleNamespace):
         @property

@@ -260,11 +260,13 @@ def test_a_safe_name_is_one_folder_below(text: str) -> None:
 
 
 def test_a_source_is_validated() -> None:
-    with pytest.raises(ValueError, match="kind must be 'video' or 'images', got 'sound'"):
+    with pytest.raises(
+        ValueError, match="kind must be 'video', 'images' or 'session', got 'sound'"
+    ):
         Source("a", "a.wav", "sound")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stream_id must be safe"):
         Source("../a", "a.mp4")
-    with pytest.raises(ValueError, match="images have files"):
+    with pytest.raises(ValueError, match="only a video has no list of files"):
         Source("a", "a", "images")
 
 

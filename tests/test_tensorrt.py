@@ -26,7 +26,7 @@ from models.step import StreamStep
 from models.tensorrt import BuiltEngine, ConversionError, Coverage
 from pipeline import engines
 from pipeline.cli import main
-from pipeline.engines import EngineChoice, choose_engine
+from pipeline.engines import EngineChoice, check_fit, choose_engine
 from pipeline.engines import tensorrt as trt_engine
 from pipeline.engines.eager import EagerEngine
 from pipeline.errors import EngineError
@@ -98,6 +98,7 @@ def test_the_shipped_network_is_quantised_at_every_convolution(
         assert list(facts["quantized"]) == [precision.upper()]
         count = facts["quantized"][precision.upper()]
         assert 100 < 0.95 * facts["quantizers"] < count <= facts["quantizers"]
+        assert facts["smallest"] > 0  # a step of zero would be refused
         assert 0 < facts["differing"] < 0.05
         assert [kind for _, kind, _ in facts["outputs"]] == ["INT32", "HALF"]
     assert found["fp8"]["error"] is None
@@ -324,9 +325,7 @@ def test_int8_and_fp8_are_calibrated_with_footage(
     frames = [np.full((96, 96), 128, np.uint8)] * 3
     with monkeypatch.context() as without:
         without.setattr("models.quantization.find_spec", lambda name: None)
-        with pytest.raises(
-            EngineError, match=r"not installed: pip install 'roadmask\[trt-quantize"
-        ):
+        with pytest.raises(EngineError, match=r"not installed, or not what it imports: pip"):
             trt_engine.build(choice, files, SIZE, 2, device, frames)
     calibrated: list[object] = []
 
@@ -339,7 +338,17 @@ def test_int8_and_fp8_are_calibrated_with_footage(
     where, _ = trt_engine.build(choice, files, SIZE, 2, device, frames)
     assert calibrated == [precision, torch.float16, 3]
     assert where.path.name.endswith(f"-64x96-{precision}.engine")
-    assert where.read()[1]["calibrated_with_frames"] == 3
+    first = check_fit(choice, files)
+    assert first is not None
+    trt_engine.build(choice, files, SIZE, 2, device, frames)
+    assert check_fit(choice, files) == first
+    trt_engine.build(choice, files, SIZE, 2, device, [frame + 1 for frame in frames])
+    assert check_fit(choice, files) not in (first, None)  # other footage, other labels
+    assert check_fit(CHOICE, files) is None
+    where.forget()
+    with pytest.raises(EngineError, match="there is no"):
+        where.read()
+    assert check_fit(choice, files) is None
 
 
 def test_a_network_that_cannot_be_converted_is_one_line(

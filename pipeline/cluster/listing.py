@@ -38,6 +38,7 @@ from pipeline.sources import (
     VIDEO_EXTENSIONS,
     Source,
     expand,
+    is_session,
     natural_key,
     safe_name,
 )
@@ -140,18 +141,25 @@ def listed(texts: Sequence[str]) -> Iterator[Listed | tuple[str, PipelineError]]
 
 def _listed_here(text: str) -> Iterator[Listed | PipelineError]:
     path = os.path.expanduser(text.removeprefix("file://"))
-    if os.path.isdir(path):
+    if os.path.isdir(path) and not is_session(path):
         yield from tree_sources(LocalTree(), path, ["*"], text)
     elif _MAGIC.search(path) and not os.path.exists(path):
         yield from tree_sources(LocalTree(), *_split_pattern(path), text)
     else:
-        expansion = expand([path])  # a file, an image, or an error that says what is wrong
+        expansion = expand(
+            [path]
+        )  # a file, an image, a session, or an error that says what is wrong
         for _, error in expansion.failures:
             raise error
         for source in expansion.sources:
-            entry = _local_entry(source.uri)
+            entries = [_local_entry(path) for path in source.files or (source.uri,)]
             root = os.path.dirname(os.path.abspath(source.uri))
-            yield Listed(_absolute(source), root, entry.size or 0, entry.version)
+            version = max(entry.version for entry in entries)
+            if len(entries) > 1:
+                version = f"{len(entries)}-{version}"
+            yield Listed(
+                _absolute(source), root, sum(entry.size or 0 for entry in entries), version
+            )
 
 
 def _listed_elsewhere(text: str) -> Iterator[Listed | PipelineError]:

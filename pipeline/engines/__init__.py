@@ -110,8 +110,9 @@ def choose_engine(name: str, precision: str = "auto") -> EngineChoice:
 
 def _choose_cpu(why: str, precision: str) -> EngineChoice:
     if precision not in CPU_PRECISIONS:
+        where = "GPUs" if precision in GPU_PRECISIONS else "--engine tensorrt"
         raise EngineError(
-            f"precision {precision!r} is for GPUs: a CPU takes {', '.join(CPU_PRECISIONS)}"
+            f"precision {precision!r} is for {where}: a CPU takes {', '.join(CPU_PRECISIONS)}"
         )
     from pipeline.engines.cpu import choose_cpu
 
@@ -144,8 +145,14 @@ def _gpu_problem(name: str, precision: str) -> str:
 def check_fit(choice: EngineChoice, files: ModelFiles) -> str | None:
     """SHA-256 of the form of the model that the engine reads, None if it reads the weights themselves.
 
+    Of TensorRT in INT8 or FP8: of what its engines were calibrated with.
+
     Raises EngineError if the chosen precision needs a form that is not there.
     """
+    if choice.name == "tensorrt":
+        from pipeline.engines.artefacts import calibrations
+
+        return calibrations(files, choice.precision)
     if choice.name != "cpu" or choice.precision != "int8":
         return None
     from models.errors import QuantizationError

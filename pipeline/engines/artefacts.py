@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import models
 from models.quantization import FORMATS
@@ -71,6 +75,13 @@ class Artefact:
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
+    def forget(self) -> None:
+        """Let it count as not there. Raises OutputError."""
+        try:
+            _record_path(self.path).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot remove {self.path}: {error.strerror or error}") from error
+
     def read(self) -> tuple[bytes, dict[str, Any]]:
         """The engine and its record.
 
@@ -96,6 +107,28 @@ class Artefact:
         if hashlib.sha256(data).hexdigest() != digest:
             raise EngineError(f"the {what} is damaged: run `{self.command}`")
         return data, record
+
+
+def calibrations(files: ModelFiles, precision: str) -> str | None:
+    """SHA-256 of what a model's engines of a precision were calibrated with, all sizes together.
+
+    None for a precision that is not calibrated, and where there is no engine.
+    """
+    if precision not in FORMATS:
+        return None
+    found = []
+    for path in cache_folder().glob(f"tensorrt-{files.weights_sha256()[:16]}-*-{precision}.json"):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found.append(f"{path.name} {json.loads(path.read_bytes())['calibration']}")
+    return hashlib.sha256("\n".join(sorted(found)).encode()).hexdigest() if found else None
+
+
+def calibration_of(footage: Sequence[np.ndarray]) -> str:
+    """SHA-256 of frames to calibrate with."""
+    digest = hashlib.sha256()
+    for frame in footage:
+        digest.update(frame.tobytes())
+    return digest.hexdigest()
 
 
 def model_facts(files: ModelFiles, precision: str, model_hw: tuple[int, int]) -> dict[str, str]:

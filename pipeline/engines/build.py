@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +23,14 @@ class Built:
         size_bytes: of all its files.
         converted: operators of the network that its runtime takes.
         operators: all of them.
+        forget: makes sure that nobody uses it, where it turns out not to be right.
     """
 
     path: Path
     size_bytes: int
     converted: int
     operators: int
+    forget: Callable[[], None] = lambda: None
 
 
 def build(
@@ -51,12 +53,12 @@ def build(
         from pipeline.engines import inductor
 
         where, operators = inductor.build(choice, files, model_hw, streams, device)
-        return Built(where.path, where.path.stat().st_size, operators, operators)
+        return Built(where.path, where.path.stat().st_size, operators, operators, where.forget)
     from pipeline.engines import tensorrt
 
     where, built = tensorrt.build(choice, files, model_hw, streams, device, footage)
     coverage = built.coverage
-    return Built(where.path, len(built.data), coverage.converted, coverage.total)
+    return Built(where.path, len(built.data), coverage.converted, coverage.total, where.forget)
 
 
 def _build_openvino(choice: EngineChoice, files: ModelFiles, model_hw: tuple[int, int]) -> Built:

@@ -15,7 +15,7 @@ from models import quantization, tensorrt
 from models.program import DTYPES
 from models.spec import ModelFiles
 from pipeline.engines import EngineChoice
-from pipeline.engines.artefacts import Artefact, model_facts
+from pipeline.engines.artefacts import Artefact, calibration_of, model_facts
 from pipeline.engines.cuda import GraphEngine
 from pipeline.engines.device import CudaDevice, Device, first_line, reporting
 from pipeline.engines.loading import load_step
@@ -82,7 +82,10 @@ def build(
         raise EngineError(str(error)) from error
     except tensorrt.ConversionError as error:
         raise EngineError(f"{error}: use --engine cuda") from error
-    where.save(built.data, {"streams": built.largest, "calibrated_with_frames": len(footage)})
+    record: dict[str, Any] = {"streams": built.largest}
+    if quantized:
+        record["calibration"] = calibration_of(footage)
+    where.save(built.data, record)
     return where, built
 
 

@@ -38,6 +38,7 @@ class CameraCapture:
         self.name = name
         self.error: str | None = None
         self.packets = 0
+        self._last_packet_at: float | None = None
         self._address, self._recorder, self._say = address, recorder, say
         self._stop = Event()
         self._backoff = Backoff()
@@ -85,10 +86,15 @@ class CameraCapture:
         try:
             self._recorder.connected(connection.parameters)
             self._change("live", connection.parameters.codec)
+            first = True
             for packet, arrived_at in connection.packets(self._stop.wait):
                 if self._stop.is_set():
                     return
-                self._recorder.av_packet(packet, arrived_at, time.monotonic())
+                now = time.monotonic()
+                if first and self._last_packet_at is not None:
+                    self._recorder.gap(now - self._last_packet_at, "the camera was reconnecting")
+                first, self._last_packet_at = False, now
+                self._recorder.av_packet(packet, arrived_at, now)
                 self.packets += 1
         finally:
             connection.close()

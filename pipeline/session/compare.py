@@ -28,6 +28,7 @@ from models.evaluation.scores import known
 from models.evaluation.tables import Table, percent
 from models.labels import paint
 from models.spec import Spec
+from pipeline.parts import output_errors, write_whole
 from pipeline.session.checks import FormatError
 from pipeline.session.source import ReplayedFrame
 from pipeline.writers import resize_labels
@@ -176,18 +177,19 @@ class Comparison:
         return known(mean_of_known(np.array(values or [np.nan])))
 
     def write(self, folder: Path, recorded: str, replayed: str) -> Path:
-        """Write `index.html` and `comparison.json`; returns the page. Raises OSError.
+        """Write `index.html` and `comparison.json`, each whole; returns the page. Raises OutputError.
 
         Args:
             folder: made if need be.
             recorded, replayed: what the two networks are called.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         result = {"recorded": recorded, "replayed": replayed, **self.result()}
         text = json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False)
-        (folder / "comparison.json").write_text(text + "\n", "utf-8")
+        write_whole(folder / "comparison.json", (text + "\n").encode())
         page = folder / "index.html"
-        page.write_text("\n".join(self._page(result)), "utf-8")
+        write_whole(page, "\n".join(self._page(result)).encode())
         return page
 
     def _page(self, result: dict[str, Any]) -> Iterator[str]:

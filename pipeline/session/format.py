@@ -13,13 +13,12 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.session.checks import FormatError, expect, text
-from pipeline.sources import safe_name
+from pipeline.sources import PACKETS, safe_name
 
 FORMAT_VERSION = 1
-SESSION_FILE = "session.json"
-PACKETS, LABELS = "packets", "labels"
+LABELS = "labels"
 TRACKS = (PACKETS, LABELS)
-LOG_SUFFIX, MEDIA_SUFFIX, SEAL_SUFFIX = ".log", ".mkv", ".json"
+SEAL_SUFFIX = ".json"
 SEGMENT_NAME = re.compile(r"[0-9]{6,9}")
 MOST_LINE_BYTES = 1 << 20
 MOST_JSON_BYTES = 1 << 20

@@ -14,10 +14,10 @@ from pipeline.session.errors import SessionError, UnknownVersionError
 from pipeline.session.format import (
     FORMAT_VERSION,
     MOST_JSON_BYTES,
-    SESSION_FILE,
     Configuration,
     parse_object,
 )
+from pipeline.sources import SESSION_FILE
 
 
 @dataclass(frozen=True)

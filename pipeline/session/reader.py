@@ -25,13 +25,10 @@ from pipeline.session.errors import SessionError, UnknownVersionError
 from pipeline.session.format import (
     FORMAT_VERSION,
     LABELS,
-    LOG_SUFFIX,
-    MEDIA_SUFFIX,
     MOST_JSON_BYTES,
     MOST_LINE_BYTES,
     PACKETS,
     SEAL_SUFFIX,
-    SESSION_FILE,
     Configuration,
     decode_line,
     parse_object,
@@ -47,6 +44,7 @@ from pipeline.session.records import (
     parse_record,
 )
 from pipeline.session.track import segment_numbers
+from pipeline.sources import LOG_SUFFIX, MEDIA_SUFFIX, SESSION_FILE
 
 _MOST_NOTES = 50
 _MOST_LABEL_PIXELS = 8192 * 8192

@@ -21,7 +21,6 @@ from pipeline.session.camera import CameraTracks
 from pipeline.session.checks import one_line
 from pipeline.session.format import (
     FORMAT_VERSION,
-    SESSION_FILE,
     Configuration,
     Limits,
     ShownLabels,
@@ -32,6 +31,7 @@ from pipeline.session.records import MOST_NAME, MOST_REASON
 from pipeline.session.retention import SessionRetention
 from pipeline.session.stream import StreamParameters
 from pipeline.session.writing import WritingThread
+from pipeline.sources import SESSION_FILE
 
 _CLOSE_SECONDS = 60.0
 

@@ -13,7 +13,7 @@ import cv2
 
 from models.spec import DEFAULT_MODEL, ModelFiles, Spec, shipped_models
 from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
-from pipeline.errors import ConfigError, EngineError, ModelError, OutputError
+from pipeline.errors import ConfigError, EngineError, ModelError
 from pipeline.run import check_size, model_files
 from pipeline.session.compare import Comparison
 from pipeline.session.errors import SessionError
@@ -83,7 +83,7 @@ class Replay:
         self.session = Session.open(config.session)
         recorded = self.session.configuration
         has_labels = any(camera.labels for camera in self.session.cameras.values())
-        if (config.verify or config.report) and not has_labels:
+        if config.verify and not has_labels:
             raise SessionError(
                 f"{config.session}: has no labels to compare with: record them with"
                 " roadmask live --record"
@@ -91,11 +91,17 @@ class Replay:
         files, self.spec = _model(config, recorded)
         self.choice, self.notes = _engine(config, recorded)
         check_fit(self.choice, files)
-        self.notes += _differences(files, self.choice, recorded, config)
+        own = recorded is not None and files.weights_sha256() == recorded.weights_sha256
+        if config.model is None or config.verify or own:
+            self.notes += _differences(files, self.choice, recorded)
         self._check_classes(recorded)
         self._states_fit = _states_fit(config, recorded, files)
         self.verification = Verification() if config.verify else None
-        self.comparison = Comparison(self.spec) if config.report is not None else None
+        self.comparison = None
+        if config.report is not None and has_labels:
+            self.comparison = Comparison(self.spec)
+        elif config.report is not None:
+            self.notes.append("no labels were recorded: there is nothing to compare, and no report")
         self.hub = ReplayHub(self.spec, self.session)
         slots = len(self.session.cameras)
         gap_seconds = recorded.longest_gap_seconds if recorded else 1.0
@@ -166,10 +172,7 @@ class Replay:
         assert self.comparison is not None
         recorded = self.session.configuration
         names = _said(recorded) if recorded else "recorded"
-        try:
-            return self.comparison.write(folder, names, f"{self.spec.name} ({self.choice.runtime})")
-        except OSError as error:
-            raise OutputError(f"cannot write the report to {folder}: {error.strerror}") from error
+        return self.comparison.write(folder, names, f"{self.spec.name} ({self.choice.runtime})")
 
     def _check_classes(self, recorded: Configuration | None) -> None:
         if self.config.model is None or recorded is None or not recorded.classes:
@@ -213,10 +216,10 @@ def _engine(config: ReplayConfig, recorded: Configuration | None) -> tuple[Engin
 
 
 def _differences(
-    files: ModelFiles, choice: EngineChoice, recorded: Configuration | None, config: ReplayConfig
+    files: ModelFiles, choice: EngineChoice, recorded: Configuration | None
 ) -> list[str]:
     """Why labels may differ from those recorded, a line each."""
-    if recorded is None or (config.model is not None and not config.verify):
+    if recorded is None:
         return []
     notes = []
     if files.weights_sha256() != recorded.weights_sha256:

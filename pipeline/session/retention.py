@@ -9,13 +9,12 @@ from pathlib import Path
 
 from pipeline.retention import Piece, Retention
 from pipeline.session.format import (
-    LOG_SUFFIX,
-    MEDIA_SUFFIX,
     SEAL_SUFFIX,
     SEGMENT_NAME,
     TRACKS,
     Limits,
 )
+from pipeline.sources import LOG_SUFFIX, MEDIA_SUFFIX
 
 
 @dataclass

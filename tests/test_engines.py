@@ -21,6 +21,7 @@ from pipeline.compile import make_int8, thinned
 from pipeline.engines import Engine, EngineChoice, check_fit, choose_engine, engine_factory
 from pipeline.errors import ConfigError, EngineError
 from pipeline.run import segment
+from pipeline.settings import available_cores
 from tests.media import write_images
 
 SIZE = (64, 96)
@@ -105,6 +106,48 @@ def test_converting_loads_no_telemetry(files: ModelFiles) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.split()[-1:] == ["openvino.tools.ovc.telemetry_stub"], done.stderr
+
+
+SIDE_BY_SIDE = """
+import re, sys, time
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+import numpy as np
+from models.spec import ModelFiles
+from pipeline.engines import EngineChoice, engine_factory
+
+files = ModelFiles(Path(sys.argv[1]))
+make = engine_factory(EngineChoice("cpu", "OpenVINO f32", "test", threads=1), files, files.spec(), 1)
+engines = [make((96, 160)) for _ in range(2)]
+pixels, over, seen = np.zeros((1, 1, 144, 160), np.uint8), Event(), set()
+
+def work(engine):
+    while not over.is_set():
+        engine.step(pixels, [0], [False])
+
+threads = [Thread(target=work, args=(engine,)) for engine in engines]
+for thread in threads:
+    thread.start()
+for _ in range(100):
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has just ended
+            seen.add(re.findall("Cpus_allowed:\\t(.*)", (task / "status").read_text())[0])
+    time.sleep(0.01)
+over.set()
+print(len(seen))
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/task").is_dir() or available_cores() < 2,
+    reason="sees by /proc which of several cores a thread may use",
+)
+def test_engines_side_by_side_do_not_share_a_core(files: ModelFiles) -> None:
+    """OpenVINO binds the threads of each engine to the first cores, unless it is told not to."""
+    command = [sys.executable, "-c", SIDE_BY_SIDE, str(files.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1", "a thread is bound to fewer cores than the process"
 
 
 def test_the_choice_says_why() -> None:

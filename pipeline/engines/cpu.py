@@ -69,11 +69,14 @@ class OpenVinoEngine:
         else:
             model, floats = _read_or_convert(files), choice.precision
         state_chw = fix_size(model, model_hw)
-        properties = {
+        properties: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": floats,
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": choice.threads,
         }
+        if 0 < choice.threads < available_cores():
+            # It pins its threads to the first cores: engines side by side would all have the same ones.
+            properties["ENABLE_CPU_PINNING"] = False
         try:
             self._request = core().compile_model(model, "CPU", properties).create_infer_request()
         except RuntimeError as error:

@@ -16,6 +16,9 @@ from tests.prometheus import has_prometheus
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+# gcsfs would ask Google itself what kind of bucket it is, whatever the address. Read when it is imported.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 # Tests run beside each other's actors: more threads than cores would slow all of them.
 torch.set_num_threads(1)
 cv2.setNumThreads(1)

@@ -15,7 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import boto3
+import fsspec
 import pytest
+from gcp_storage_emulator.server import create_server
+from gcsfs import GCSFileSystem
 from s3fs import S3FileSystem
 
 from pipeline.cluster import storage
@@ -102,64 +105,101 @@ def wire(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 def _use(monkeypatch: pytest.MonkeyPatch, address: str, tmp_path: Path) -> None:
     for name, value in (
         ("AWS_ENDPOINT_URL", address), ("AWS_ACCESS_KEY_ID", "k"), ("AWS_SECRET_ACCESS_KEY", "s"),
-        ("AWS_DEFAULT_REGION", "us-east-1"), ("ROADMASK_SCRATCH", str(tmp_path / "scratch")),
-        ("NO_PROXY", "127.0.0.1"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
     ):  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("pipeline.cluster.storage.FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr("pipeline.cluster.feed.FIRST_PAUSE_SECONDS", 0.01)
+    _be_quick(monkeypatch, tmp_path)
     S3FileSystem.clear_instance_cache()
 
 
-def keys() -> list[str]:
-    store, _ = storage.open_store(f"s3://{BUCKET}/")
-    return sorted(name.removeprefix(f"{BUCKET}/") for name in store.find(BUCKET))
+def _be_quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ROADMASK_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("pipeline.cluster.storage.FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.cluster.feed.FIRST_PAUSE_SECONDS", 0.01)
 
 
-def fill(tmp_path: Path, count: int = 2) -> list[Path]:
+def keys(root: str = f"s3://{BUCKET}") -> list[str]:
+    store, path = storage.open_store(f"{root}/")
+    return sorted(name.removeprefix(f"{BUCKET}/") for name in store.find(path))
+
+
+def fill(tmp_path: Path, count: int = 2, root: str = f"s3://{BUCKET}") -> list[Path]:
     clips = []
     for number in range(count):
         clip = tmp_path / f"clip{number}.mp4"
         media.write_moving_clip(clip, FRAMES + number, seed=number)
-        storage.put(clip, f"s3://{BUCKET}/in/car{number}/{clip.name}")
+        storage.put(clip, f"{root}/in/car{number}/{clip.name}")
         clips.append(clip)
     return clips
 
 
-def download(prefix: str, to: Path) -> None:
-    for key in keys():
+def download(prefix: str, to: Path, root: str = f"s3://{BUCKET}") -> None:
+    for key in keys(root):
         if key.startswith(prefix):
-            storage.fetch(f"s3://{BUCKET}/{key}", to / key.removeprefix(prefix))
+            storage.fetch(f"{root}/{key}", to / key.removeprefix(prefix))
 
 
-def test_from_a_bucket_to_a_bucket(wire: Wire, tmp_path: Path) -> None:
-    """The results are those of the same clips from a disk to a disk, and nothing stays behind here."""
-    clips = fill(tmp_path)
+def from_and_to(root: str, tmp_path: Path) -> None:
+    """A job in a bucket: its results are those of the same clips from a disk to a disk, and nothing stays
+    behind here."""
+    clips = fill(tmp_path, root=root)
     ears = Ears()
-    reports = far_run([f"s3://{BUCKET}/in/**/*.mp4"], f"s3://{BUCKET}/out", ears)
+    reports = far_run([f"{root}/in/**/*.mp4"], f"{root}/out", ears)
     assert {n: (r.frames, r.error, r.folder) for n, r in reports.items()} == {
-        f"car{n}/clip{n}": (FRAMES + n, None, f"s3://{BUCKET}/out/car{n}/clip{n}") for n in range(2)
+        f"car{n}/clip{n}": (FRAMES + n, None, f"{root}/out/car{n}/clip{n}") for n in range(2)
     }  # fmt: skip
-    assert reports["car0/clip0"].source == f"s3://{BUCKET}/in/car0/clip0.mp4"
+    assert reports["car0/clip0"].source == f"{root}/in/car0/clip0.mp4"
     assert ears.sources == 2
     for number, clip in enumerate(clips):
         far_reference(clip, tmp_path / "near")
         name = f"clip{number}"
-        download(f"out/car{number}/", tmp_path / "far")
+        download(f"out/car{number}/", tmp_path / "far", root)
         wanted, found = contents(tmp_path / "near"), contents(tmp_path / "far")
         for file in ("labels.mkv", "color.mp4", "stats.jsonl"):
             assert found[f"{name}/{file}"] == wanted[f"{name}/{file}"]
         manifest = json.loads((tmp_path / "far" / name / "manifest.json").read_text())
-        assert manifest["source"] == f"s3://{BUCKET}/in/car{number}/clip{number}.mp4"
+        assert manifest["source"] == f"{root}/in/car{number}/clip{number}.mp4"
     left = [path for path in scratch_folder().rglob("*") if path.is_file()]
     assert left == []
-    report = json.loads(storage.read(f"s3://{BUCKET}/out/report.json") or b"{}")
+    report = json.loads(storage.read(f"{root}/out/report.json") or b"{}")
     assert (report["done"], report["failed"], report["left"]) == (2, 0, 0)
-    assert not [key for key in keys() if key.endswith("job.lock")]
-    again = far_run([f"s3://{BUCKET}/in/**/*.mp4"], f"s3://{BUCKET}/out", resume=True)
+    assert not [key for key in keys(root) if key.endswith("job.lock")]
+    again = far_run([f"{root}/in/**/*.mp4"], f"{root}/out", resume=True)
     assert {r.error for r in again.values()} == {None}
-    report = json.loads(storage.read(f"s3://{BUCKET}/out/report.json") or b"{}")
+    report = json.loads(storage.read(f"{root}/out/report.json") or b"{}")
     assert (report["done"], report["fps"]) == (2, 0.0)  # nothing was done a second time
+
+
+def test_from_a_bucket_to_a_bucket(wire: Wire, tmp_path: Path) -> None:
+    from_and_to(f"s3://{BUCKET}", tmp_path)
+
+
+@pytest.fixture
+def google(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A bucket of a server that speaks Google Cloud Storage's JSON API, and this process set to use it."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
+    server.start()
+    _be_quick(monkeypatch, tmp_path)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+    GCSFileSystem.clear_instance_cache()
+    yield f"gs://{BUCKET}"
+    server.stop()
+
+
+def test_from_a_google_bucket_to_a_google_bucket(google: str, tmp_path: Path) -> None:
+    from_and_to(google, tmp_path)
+
+
+def test_what_is_wrong_with_a_google_bucket_is_one_line(google: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFoundError, match=r"gs://fleet/no\.mp4: there is nothing of that"):
+        storage.fetch(f"{google}/no.mp4", tmp_path / "no.mp4")
+    assert storage.read(f"{google}/nothing") is None
+    with pytest.raises(StorageError, match=r"gs://nowhere/a: there is no such bucket"):
+        storage.write("gs://nowhere/a", b"a")
 
 
 def test_a_wire_that_is_cut_costs_nothing(

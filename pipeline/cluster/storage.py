@@ -192,7 +192,10 @@ def put(file: Path, uri: str) -> None:
 
     def send(store: Any, path: str) -> None:
         store.put_file(str(file), path)
-        there = store.info(path)["size"]
+        try:
+            there = store.info(path)["size"]
+        except FileNotFoundError:
+            there = 0
         if there != size:
             raise UnreachableError(f"{uri}: {there} of {size} bytes arrived")
 
@@ -207,7 +210,10 @@ def write(uri: str, data: bytes) -> None:
 def _whole(uri: str, send: Callable[[Any, str], None]) -> None:
     store, path = open_store(uri)
     if uri.partition("://")[0].lower() in _OBJECT_STORES:
-        again(uri, lambda: send(store, path))
+        try:
+            again(uri, lambda: send(store, path))
+        except SourceNotFoundError as error:
+            raise StorageError(f"{uri}: there is no such bucket") from error
         return
     parent, name = posixpath.split(path)
     part = posixpath.join(parent, f".{name}.part")

@@ -370,6 +370,9 @@ def _gap(old: tuple[int, int], after: StreamInfo, frame_index: int, why: str) ->
 
 def _why_no_frame(reader: Reader) -> str:
     damaged = reader.tally.undecodable_packets
+    if isinstance(reader, SessionReader):
+        notes = "; ".join(reader.tally.all_notes()[:1]) or "none of its packets gives one"
+        return f"holds no frame that can be decoded, {notes}; expected at least one"
     if isinstance(reader, ImageReader):
         return f"none of its {damaged} images can be decoded; expected at least one"
     what = f"all of its {damaged} packets are damaged" if damaged else "its video stream is empty"

@@ -29,7 +29,8 @@ IMAGE_EXTENSIONS = frozenset(f".{name}" for name in _IMAGE.split())
 _LONGEST_ID_BYTES = 180
 _SUPPORTED = "supported are video files, images, folders, sessions, globs and http(s) URLs of files"
 # Of a recorded session (pipeline/SESSION.md).
-SESSION_FILE, PACKETS, LOG_SUFFIX, MEDIA_SUFFIX = "session.json", "packets", ".log", ".mkv"
+SESSION_FILE, PACKETS = "session.json", "packets"
+LOG_SUFFIX, MEDIA_SUFFIX, SEAL_SUFFIX = ".log", ".mkv", ".json"
 
 
 @dataclass(frozen=True)
@@ -113,12 +114,27 @@ def inside_its_output(source: Source, out: Path) -> bool:
     files = source.files or (source.uri,)
     held = {os.path.dirname(os.path.abspath(file)) for file in files}
     held |= {os.path.dirname(os.path.realpath(file)) for file in files}
+    # A recorded camera's labels lie beside its packets.
+    held |= {os.path.dirname(holder) for holder in held if os.path.basename(holder) == PACKETS}
     return any(_same_folder(folder, holder) for folder in written for holder in held)
 
 
 def is_session(folder: str) -> bool:
     """Whether a folder is a recorded session, so that each of its cameras is a source."""
-    return os.path.isfile(os.path.join(folder, SESSION_FILE))
+    return os.path.isfile(os.path.join(folder, SESSION_FILE)) and bool(_cameras(folder))
+
+
+def _cameras(folder: str) -> list[str]:
+    """The folders of a session's cameras, in order; none if it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+    packets = {name: os.path.join(folder, name, PACKETS) for name in sorted(names, key=_name_key)}
+    return [
+        name for name, path in packets.items() if os.path.isdir(path) and not os.path.islink(path)
+    ]
 
 
 def natural_key(text: str) -> list[tuple[int, int, str]]:
@@ -171,7 +187,7 @@ def _expand_folder(folder: str) -> list[Source]:
             names = [entry.name for entry in entries if entry.is_file()]
     except OSError as error:
         raise SourceNotFoundError(f"{folder}: cannot be listed: {error.strerror}") from error
-    if is_session(folder):
+    if SESSION_FILE in names and is_session(folder):
         return _session(folder)
     shown = [name for name in names if not name.startswith(".")]
     files = [os.path.join(folder, name) for name in sorted(shown, key=_name_key)]
@@ -232,19 +248,28 @@ def _images(uri: str, files: Sequence[str]) -> Source:
 
 
 def _session(folder: str) -> list[Source]:
-    """A stream for each camera of a recorded session."""
+    """A stream for each camera of a recorded session.
+
+    Its files are what tells its content: of a closed segment the seal, which holds the others' checksums.
+    """
     found = []
-    for name in sorted(os.listdir(folder), key=_name_key):
+    for name in _cameras(folder):
         packets = os.path.join(folder, name, PACKETS)
-        if os.path.islink(packets) or not os.path.isdir(packets):
-            continue
-        files = [os.path.join(packets, file) for file in sorted(os.listdir(packets))
-                 if file.endswith((LOG_SUFFIX, MEDIA_SUFFIX))]  # fmt: skip
+        try:
+            names = sorted(os.listdir(packets))
+        except OSError as error:
+            raise SourceNotFoundError(f"{packets}: cannot be listed: {error.strerror}") from error
+        closed = {file.removesuffix(SEAL_SUFFIX) for file in names if file.endswith(SEAL_SUFFIX)}
+        files = [
+            os.path.join(packets, file) for file in names
+            if file.endswith(SEAL_SUFFIX)
+            or (file.endswith((LOG_SUFFIX, MEDIA_SUFFIX)) and file[:-4] not in closed)
+        ]  # fmt: skip
         if files:
             stream_id = f"{safe_name(Path(folder).resolve().name)}/{safe_name(name)}"
             found.append(Source(stream_id, os.path.join(folder, name), "session", tuple(files)))
     if not found:
-        raise SourceNotFoundError(f"{folder}: a session of no camera; expected a recording")
+        raise SourceNotFoundError(f"{folder}: a session without packets; expected a recording")
     return found
 
 

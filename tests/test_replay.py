@@ -708,6 +708,12 @@ def test_verifying_checks_the_files_too(real: Path, tmp_path: Path) -> None:
     assert "all labels are identical" in found.stderr
     name = f"camera1/packets/{media_file.stem}: {media_file.name}"
     assert f"damaged: {name} is not what was sealed (SHA-256)" in found.stderr
+    media_file.write_bytes(data[:-5])
+    (copy / "camera3" / "labels" / "000001.log").unlink()
+    found = roadmask(*command)
+    assert found.returncode == 1
+    assert f"damaged: {name} is not what was sealed (SHA-256)" in found.stderr
+    assert "damaged: camera3/labels/000001: No such file" in found.stderr
 
 
 def test_without_a_state_that_fits_the_memory_is_warmed_up(

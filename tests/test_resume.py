@@ -10,10 +10,12 @@ import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ from pipeline.palette import CAMVID
 from pipeline.parts import lock_folder
 from pipeline.reader import VideoReader
 from pipeline.run import RunConfig, prepare, run
-from pipeline.session import Limits, Recorder
+from pipeline.session import Limits, Recorder, StreamParameters
 from pipeline.sinks import OutputOptions, Sink
 from pipeline.sources import expand
 from pipeline.stages import Progress, SourceReport
@@ -549,11 +551,91 @@ def test_a_session_that_lost_a_segment_is_run_as_far_as_it_is_good(
     assert counted.count(1) == 3  # begun, after what is missing, and when it was opened anew
 
 
+def test_results_never_take_the_place_of_the_recorded_labels(session: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(session, tmp_path / "drive")
+    before = sorted(copy.rglob("*"))
+    found = reports(config([copy], tmp_path, options=OutputOptions(labels="png")))
+    assert {"where it lies itself" in (report.error or "") for report in found.values()} == {True}
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_session_that_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Without the camera that was recorded first the session's clock begins later."""
+    clip = tmp_path / "clip.mp4"
+    short_clip(clip, 120, seed=4, group=6)
+    with Recorder(tmp_path / "drive", None, Limits()) as recorder:
+        feed(recorder.camera("rear"), clip)
+        feed(recorder.camera("front"), clip, start=5.0)
+    front = config([tmp_path / "drive"], tmp_path / "out")
+    reports(front, until=60)
+    shutil.rmtree(tmp_path / "drive" / "rear")
+    report = reports(replace(front, resume=True))["drive/front"]
+    assert "drive/front: the session is not what it was when the run began" in (report.error or "")
+
+
+class Camera:
+    """Packets with time stamps of their own making, as a recorded camera."""
+
+    def __init__(self, folder: Path, clip: Path) -> None:
+        self.recorder = Recorder(folder, None, Limits())
+        self.camera = self.recorder.camera("front")
+        self.clip, self.now = clip, time.monotonic()
+
+    def connect(self, ticks: Callable[[int], int], seconds: float, **more: Any) -> None:
+        """One connection of the clip, its stamps by `ticks`, a frame every `seconds`."""
+        with av.open(str(self.clip)) as container:
+            stream = container.streams.video[0]
+            parameters = replace(StreamParameters.of(stream, **more), time_base=Fraction(1, 1000))
+            self.camera.connected(parameters)
+            for number, packet in enumerate(p for p in container.demux(stream) if p.size):
+                packet.pts = packet.dts = ticks(number)
+                packet.time_base = parameters.time_base
+                self.now += seconds
+                self.camera.av_packet(packet, time.time(), self.now)
+
+
+def shown_at(folder: Path, out: Path) -> list[float]:
+    assert reports(config([folder], out))[f"{folder.name}/front"].error is None
+    text = (out / folder.name / "front" / "stats.jsonl").read_text()
+    return [json.loads(line)["pts_seconds"] for line in text.splitlines()]
+
+
+def test_time_stamps_that_tell_no_time_are_not_believed(tmp_path: Path) -> None:
+    """A camera whose frames FFmpeg counts as 25 a second, and that sends ten."""
+    clip = tmp_path / "clip.mp4"
+    short_clip(clip, 30, seed=1, group=10)
+    camera = Camera(tmp_path / "s", clip)
+    camera.connect(lambda number: 40 * number, 0.1, counted=True)
+    camera.recorder.close()
+    found = shown_at(tmp_path / "s", tmp_path / "out")
+    assert np.diff(found) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_time_goes_on_when_a_fast_clock_is_opened_anew_or_set_back(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    short_clip(clip, 30, seed=1, group=10)
+    camera = Camera(tmp_path / "s", clip)
+    camera.connect(lambda number: 80 * number, 0.04)  # twice as fast as time
+    camera.connect(lambda number: 5000 + 40 * number, 0.04)
+    camera.connect(lambda number: (900_000 if number < 10 else 0) + 40 * number, 0.04)
+    camera.recorder.close()
+    found = shown_at(tmp_path / "s", tmp_path / "out")
+    steps = np.diff(found)
+    assert len(found) == 90
+    assert steps[:29] == pytest.approx(0.08, abs=1e-3)
+    assert steps[30:59] == pytest.approx(0.04, abs=1e-3)
+    assert ((steps > 0) & (steps < 0.1)).all()  # also where a connection ends, or the clock is set
+    labels_shown = labels(tmp_path / "out", "s/front")[:, -1, -1].tolist()
+    assert [at for at, count in enumerate(labels_shown) if count == 1] == [0, 30, 60, 70]
+
+
 def test_a_session_of_nothing_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "session.json").write_text("{}")
     (found,) = expand([str(tmp_path)]).failures
-    assert str(found[1]) == f"{tmp_path}: a session of no camera; expected a recording"
+    assert "expected a folder of videos" in str(found[1])  # anything may be named so
     (tmp_path / "front" / "packets").mkdir(parents=True)
+    (found,) = expand([str(tmp_path)]).failures
+    assert str(found[1]) == f"{tmp_path}: a session without packets; expected a recording"
     (tmp_path / "front" / "packets" / "000001.log").write_bytes(b"garbage\n")
     found = reports(config([tmp_path], tmp_path / "out"))
     (report,) = found.values()

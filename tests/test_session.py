@@ -177,8 +177,10 @@ def test_a_display_matrix_must_be_one() -> None:
     stream = StreamParameters("h264", 0, b"", (48, 64), None, Fraction(1, 1000))
     raw = json.loads(json.dumps(stream.to_json()))
     assert StreamParameters.from_json(raw) == stream
-    del raw["display_matrix"]  # as older sessions have it
+    del raw["display_matrix"], raw["counted"]  # as older sessions have it
     assert StreamParameters.from_json(raw) == stream
+    counted = replace(stream, counted=True)
+    assert StreamParameters.from_json(json.loads(json.dumps(counted.to_json()))) == counted
     for wrong in ("00", "zz" * 36, 5, "00" * 37):
         with pytest.raises(FormatError, match="display_matrix"):
             StreamParameters.from_json({**raw, "display_matrix": wrong})

@@ -86,7 +86,9 @@ class Connection:
             # A decoder of its own, on one thread: more would hold frames back, and what is recorded
             # is decoded alike when it is played again.
             self.parameters = StreamParameters.of(
-                self._stream, _matrix(address, self._stream.index)
+                self._stream,
+                _matrix(address, self._stream.index),
+                counted=self._container.format.name in _CLOCKLESS,
             )
             self._decoder = self.parameters.open_decoder()
         except MediaError as error:

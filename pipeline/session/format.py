@@ -18,7 +18,6 @@ from pipeline.sources import PACKETS, safe_name
 FORMAT_VERSION = 1
 LABELS = "labels"
 TRACKS = (PACKETS, LABELS)
-SEAL_SUFFIX = ".json"
 SEGMENT_NAME = re.compile(r"[0-9]{6,9}")
 MOST_LINE_BYTES = 1 << 20
 MOST_JSON_BYTES = 1 << 20

@@ -2,14 +2,14 @@
 
 Unlike a replay, which labels what live labelled, this is for `roadmask run`: no frame is left out, and the
 results are files. Each connection's frames have the camera's own time stamps, from where its first frame
-came on the session's clock.
+came on the session's clock; those of a camera without time stamps are shown when they came.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.timestamps import Timestamps
 
 TIME_BASE = Fraction(1, 90_000)  # as RTP's clock for video (RFC 3551)
 HOLE_SECONDS = 1.0  # without a frame: some are missing
+BACK_SECONDS = 0.5  # of a camera's time stamps: its clock was started anew
 
 
 class _SessionClock(Timestamps):
@@ -56,7 +57,10 @@ class SessionReader:
         """
         self.tally = Tally()
         self._stop, self._skipped = stop, 0
-        folder = Path(source.uri)
+        self._saved: dict[str, Any] | None = None
+        self._offset: float | None = None
+        self._last: float | None = None
+        folder = self._folder = Path(source.uri)
         try:
             self._session = Session.open(folder.parent)
         except SessionError as error:
@@ -68,10 +72,16 @@ class SessionReader:
         stream = heads[0].stream
         assert stream is not None
         self.facts = MediaFacts(
-            TIME_BASE, stream.rate, None, stream.size_hw,
+            TIME_BASE, stream.rate, None, (max(1, stream.size_hw[0]), max(1, stream.size_hw[1])),
             {"container": "session", "codec": stream.codec, "camera": self._camera.name},
         )  # fmt: skip
         self.clock = _SessionClock(TIME_BASE, stream.rate)
+        self._usual = float(1 / (stream.rate or Fraction(25)))
+        # What is wrong with other cameras is for their own results to say.
+        self._others = tuple(
+            f"{camera.packets[0].folder.parent.name}/" for camera in self._session.cameras.values()
+            if camera is not self._camera
+        )  # fmt: skip
 
     def _find(self, folder: Path) -> CameraFiles:
         for camera in self._session.cameras.values():
@@ -89,26 +99,44 @@ class SessionReader:
 
     def go_on(self, frames: int, saved: dict[str, Any]) -> None:
         """As of `VideoReader`."""
-        self._skipped = frames
+        self._skipped, self._saved = frames, saved
 
     def __iter__(self) -> Generator[tuple[VideoFrame, int], None, None]:
-        yield from islice(self._stamped(), self._skipped, None)
+        """Raises MediaError if it is to go on and the recording is not what it was."""
+        given = 0
+        for frame in self._stamped():
+            given += 1
+            if given > self._skipped:
+                yield frame
+            elif given == self._skipped and self._saved is not None:
+                self._compare(self._saved)
+        if given < self._skipped and not self.tally.interrupted:
+            raise self._changed()
         for note in self._session.notes.all():
-            self.tally.note(note)
+            if not note.startswith(self._others):
+                self.tally.note(note)
 
     def close(self) -> None:
         """Nothing stays open between frames; an iteration closes its files with itself."""
 
+    def _compare(self, saved: dict[str, Any]) -> None:
+        # The session's clock begins with its first segment, whichever camera's that is.
+        if saved["clock"] != self.clock.save():
+            raise self._changed()
+
+    def _changed(self) -> MediaError:
+        return MediaError(
+            f"{self._folder}: the session is not what it was when the run began: run again without"
+            " --resume"
+        )
+
     def _stamped(self) -> Iterator[tuple[VideoFrame, int]]:
         before: DecodedFrame | None = None
-        first: tuple[int | None, float] = (None, 0.0)
         for decoded in decode_from(self._session, self._camera):
             if self._stop is not None and self._stop():
                 self.tally.interrupted = True
                 return
             anew = before is None or _connection(decoded) != _connection(before)
-            if anew:
-                first = (decoded.frame.pts, decoded.seconds)
             if before is not None and (
                 anew
                 or decoded.broken != before.broken
@@ -117,17 +145,26 @@ class SessionReader:
                 self.clock.restarts += 1
             before = decoded
             self.tally.corrupt_frames += decoded.frame.is_corrupt
-            yield decoded.frame, self.clock.stamp(_ticks(decoded, *first))
+            yield decoded.frame, self.clock.stamp(self._ticks(decoded, anew))
+
+    def _ticks(self, decoded: DecodedFrame, anew: bool) -> int:
+        """When a frame is to be shown: as the camera's clock says, from where the connection began."""
+        came, stream, pts = decoded.seconds, decoded.segment.head.stream, decoded.frame.pts
+        # Not before what was shown before: a camera's clock that runs fast is ahead when it is opened anew.
+        at_least = self._last + self._usual if self._last is not None else -math.inf
+        if stream is None or pts is None or stream.counted:
+            shown = max(came, at_least) if anew else came
+        else:
+            stated = float(pts * stream.time_base)
+            if anew or self._offset is None:
+                self._offset = max(came, at_least) - stated
+            elif self._last is not None and self._offset + stated < self._last - BACK_SECONDS:
+                self._offset = max(came, at_least) - stated  # its clock was started anew
+                self.clock.restarts += 1
+            shown = self._offset + stated
+        self._last = shown if self._last is None else max(self._last, shown)
+        return round(shown / TIME_BASE)
 
 
 def _connection(decoded: DecodedFrame) -> tuple[int, str]:
     return decoded.segment.head.connection, decoded.segment.head.run[0]
-
-
-def _ticks(decoded: DecodedFrame, first_pts: int | None, began: float) -> int:
-    """When a frame is to be shown: by the camera's clock since the connection began, if it states one."""
-    pts, stream = decoded.frame.pts, decoded.segment.head.stream
-    if pts is None or first_pts is None or stream is None:
-        return round(decoded.seconds / TIME_BASE)
-    return round((Fraction(began).limit_denominator(10**6) + (pts - first_pts) * stream.time_base)
-                 / TIME_BASE)  # fmt: skip

@@ -28,7 +28,7 @@ from pipeline.session.format import (
     MOST_JSON_BYTES,
     MOST_LINE_BYTES,
     PACKETS,
-    SEAL_SUFFIX,
+    TRACKS,
     Configuration,
     decode_line,
     parse_object,
@@ -44,7 +44,7 @@ from pipeline.session.records import (
     parse_record,
 )
 from pipeline.session.track import segment_numbers
-from pipeline.sources import LOG_SUFFIX, MEDIA_SUFFIX, SESSION_FILE
+from pipeline.sources import LOG_SUFFIX, MEDIA_SUFFIX, SEAL_SUFFIX, SESSION_FILE
 
 _MOST_NOTES = 50
 _MOST_LABEL_PIXELS = 8192 * 8192
@@ -253,12 +253,14 @@ class Session:
         return self.clock[segment.head.run[0]] + monotonic
 
     def check(self) -> list[str]:
-        """Read every sealed file whole and compare its SHA-256; what is wrong, a line each."""
+        """Read every file that was closed whole and compare its SHA-256; what is wrong, a line each."""
         found = Notes()
-        for camera in self.cameras.values():
-            for segment in (*camera.packets, *camera.labels):
-                if segment.sealed:
-                    _check_seal(segment, found)
+        for name in _folders(self.folder, Notes()):
+            for track in TRACKS:
+                folder = self.folder / name / track
+                if folder.is_dir() and not folder.is_symlink():
+                    for number in _numbers(folder, found):
+                        _check_seal(folder, number, found)
         return found.all()
 
 
@@ -295,14 +297,7 @@ def _segments(folder: Path, track: str, notes: Notes) -> Iterator[Segment]:
     if folder.is_symlink():
         notes.add(f"{folder.parent.name}/{track}: is a link: it is left out")
         return
-    try:
-        numbers = segment_numbers(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        notes.add(f"{folder.parent.name}/{track}: cannot be listed: {error.strerror}")
-        return
-    for number in numbers:
+    for number in _numbers(folder, notes):
         name = f"{folder.parent.name}/{track}/{segment_name(number)}"
         try:
             head = _head(folder / f"{segment_name(number)}{LOG_SUFFIX}")
@@ -312,6 +307,16 @@ def _segments(folder: Path, track: str, notes: Notes) -> Iterator[Segment]:
             notes.add(f"{name}: is left out: {error}")
         except OSError as error:
             notes.add(f"{name}: is left out: {error.strerror or error}")
+
+
+def _numbers(folder: Path, notes: Notes) -> list[int]:
+    try:
+        return segment_numbers(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        notes.add(f"{folder.parent.name}/{folder.name}: cannot be listed: {error.strerror}")
+        return []
 
 
 def _head(path: Path) -> Head:
@@ -353,15 +358,20 @@ def read_seal(path: Path, number: int) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _check_seal(segment: Segment, notes: Notes) -> None:
+def _check_seal(folder: Path, number: int, notes: Notes) -> None:
+    """Compare a segment with its seal, if it has one."""
+    shown = f"{folder.parent.name}/{folder.name}/{segment_name(number)}"
+    seal = folder / f"{segment_name(number)}{SEAL_SUFFIX}"
+    if not os.path.lexists(seal):
+        return  # it was not closed: a crash, or it is being written
     try:
-        for name, facts in read_seal(segment.path(SEAL_SUFFIX), segment.number).items():
-            with open_plain(segment.folder / name) as file:
+        for name, facts in read_seal(seal, number).items():
+            with open_plain(folder / name) as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             if found != facts["sha256"]:
-                notes.add(f"{segment.name}: {name} is not what was sealed (SHA-256)")
+                notes.add(f"{shown}: {name} is not what was sealed (SHA-256)")
     except (FormatError, OSError) as error:
-        notes.add(f"{segment.name}: {getattr(error, 'strerror', None) or error}")
+        notes.add(f"{shown}: {getattr(error, 'strerror', None) or error}")
 
 
 def _clocks(segments: list[Segment]) -> dict[str, float]:

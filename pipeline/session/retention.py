@@ -9,12 +9,11 @@ from pathlib import Path
 
 from pipeline.retention import Piece, Retention
 from pipeline.session.format import (
-    SEAL_SUFFIX,
     SEGMENT_NAME,
     TRACKS,
     Limits,
 )
-from pipeline.sources import LOG_SUFFIX, MEDIA_SUFFIX
+from pipeline.sources import LOG_SUFFIX, MEDIA_SUFFIX, SEAL_SUFFIX
 
 
 @dataclass

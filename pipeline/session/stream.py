@@ -46,6 +46,7 @@ class StreamParameters:
         colours: primaries, range, transfer and matrix as numbers of ITU-T H.273.
         display_matrix: how the pictures are to be turned, where a file's container alone says so: nine
             32-bit numbers as FFmpeg has them; empty where it does not.
+        counted: FFmpeg just counts its frames: their time stamps tell no time.
     """
 
     codec: str
@@ -57,9 +58,12 @@ class StreamParameters:
     rate: Fraction | None = None
     colours: tuple[int, int, int, int] = (2, 0, 2, 2)  # "not specified"
     display_matrix: bytes = b""
+    counted: bool = False
 
     @classmethod
-    def of(cls, stream: VideoStream, display_matrix: bytes = b"") -> StreamParameters:
+    def of(
+        cls, stream: VideoStream, display_matrix: bytes = b"", counted: bool = False
+    ) -> StreamParameters:
         """Of an opened stream, before its first packet is decoded; the matrix as `matrix_of` gives it."""
         context = stream.codec_context
         assert stream.time_base is not None
@@ -73,6 +77,7 @@ class StreamParameters:
             rate=stream.average_rate or stream.guessed_rate or None,
             colours=tuple(int(getattr(context, name)) for name in _COLOURS),  # type: ignore[arg-type]
             display_matrix=display_matrix,
+            counted=counted,
         )
 
     @property
@@ -146,6 +151,7 @@ class StreamParameters:
             rate=None if raw.get("rate") is None else _fraction(text(raw, "rate", 64)),
             colours=tuple(bounded_int(c, "colours", 0, 255) for c in colours),  # type: ignore[arg-type]
             display_matrix=_display_matrix(raw),
+            counted=raw.get("counted") is True,
         )
 
 

@@ -21,13 +21,12 @@ from pipeline.errors import OutputError
 from pipeline.parts import PartFile, output_errors, sync
 from pipeline.session.format import (
     FORMAT_VERSION,
-    SEAL_SUFFIX,
     SEGMENT_NAME,
     encode_line,
     segment_name,
 )
 from pipeline.session.matroska import MediaFile, Track
-from pipeline.sources import LOG_SUFFIX, MEDIA_SUFFIX
+from pipeline.sources import LOG_SUFFIX, MEDIA_SUFFIX, SEAL_SUFFIX
 
 LOCK_FILE = ".lock"
 

@@ -55,7 +55,6 @@ class BuiltEngine:
         data: the engine.
         coverage: of the program it was built from.
         layers: layers of TensorRT's network.
-        quantized: how many of them quantise to which numbers, as {"INT8": 135}; none of a float step.
         outputs: name, type and shape of each output, -1 for the streams.
         largest: streams it takes at once.
     """
@@ -63,7 +62,6 @@ class BuiltEngine:
     data: bytes
     coverage: Coverage
     layers: int
-    quantized: dict[str, int]
     outputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     largest: int
 
@@ -133,13 +131,11 @@ def convert_program(
                 else f"TensorRT cannot build: {first}"
             ) from error
     assert seen.coverage is not None
-    return BuiltEngine(
-        bytes(data), seen.coverage, seen.layers, dict(seen.quantized), tuple(seen.outputs), largest
-    )
+    return BuiltEngine(bytes(data), seen.coverage, seen.layers, tuple(seen.outputs), largest)
 
 
 class Seen:
-    """What a conversion came by."""
+    """What a conversion came by; `quantized` are the layers that quantise, by their numbers' format."""
 
     def __init__(self) -> None:
         self.coverage: Coverage | None = None

@@ -11,7 +11,6 @@ import numpy as np
 
 from models.errors import QuantizationError
 from models.export import ensure_quantizer, quantize
-from models.quantization import ensure_modelopt
 from models.spec import ModelFiles, Spec, SpecError
 from pipeline.decode import Decoder
 from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
@@ -53,6 +52,8 @@ def compile_engine(
     check_fit(choice, files)
     footage: list[np.ndarray] = []
     if calibrate:
+        from models.quantization import ensure_modelopt
+
         try:
             ensure_modelopt()  # before footage is decoded for nothing
         except QuantizationError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import av
 import numpy as np
@@ -33,10 +33,12 @@ from pipeline.frames import (
 from pipeline.planes import FrameFormat, PlaneConverter
 from pipeline.reader import ImageReader, VideoReader
 from pipeline.seek import WINDOW_FRAMES
-from pipeline.session.frames import SessionReader
 from pipeline.sources import Source
 
-Reader = VideoReader | ImageReader | SessionReader
+if TYPE_CHECKING:
+    from pipeline.session.frames import SessionReader
+
+Reader: TypeAlias = "VideoReader | ImageReader | SessionReader"
 ModelSize = Callable[[tuple[int, int]], tuple[int, int]]
 
 
@@ -125,6 +127,8 @@ class Decoder(Closing):
         if self._source.kind == "images":
             return ImageReader(self._source, self._threads, self._stop)
         if self._source.kind == "session":
+            from pipeline.session.frames import SessionReader  # few runs need it
+
             return SessionReader(self._source, self._stop)
         return VideoReader(self._source.uri, self._threads, self._stop)
 
@@ -197,7 +201,7 @@ class Decoder(Closing):
     def _end(self, reader: Reader, chunk: _Chunk | None, frame_count: int) -> EndOfStream:
         tally = reader.tally
         if frame_count == 0 and not tally.interrupted:
-            raise MediaError(f"{self._source.uri}: {_why_no_frame(reader)}")
+            raise MediaError(f"{self._source.uri}: {reader.why_no_frame()}")
         return EndOfStream(
             chunk.stream if chunk else _describe(self._source, reader),
             frame_count,
@@ -366,14 +370,3 @@ def _gap(old: tuple[int, int], after: StreamInfo, frame_index: int, why: str) ->
         yield Gap(after, frame_index, None, reason)
     elif why:
         yield Gap(after, frame_index, None, why)
-
-
-def _why_no_frame(reader: Reader) -> str:
-    damaged = reader.tally.undecodable_packets
-    if isinstance(reader, SessionReader):
-        notes = "; ".join(reader.tally.all_notes()[:1]) or "none of its packets gives one"
-        return f"holds no frame that can be decoded, {notes}; expected at least one"
-    if isinstance(reader, ImageReader):
-        return f"none of its {damaged} images can be decoded; expected at least one"
-    what = f"all of its {damaged} packets are damaged" if damaged else "its video stream is empty"
-    return f"holds no frame that can be decoded, {what}; expected at least one"

@@ -166,6 +166,14 @@ class VideoReader:
         if self._threads != 1 and missing > 0 and not self.tally.interrupted:
             yield from self._lost_while_draining(given)
 
+    def why_no_frame(self) -> str:
+        """What is wrong with a source of which not one frame came."""
+        damaged = self.tally.undecodable_packets
+        what = (
+            f"all of its {damaged} packets are damaged" if damaged else "its video stream is empty"
+        )
+        return f"holds no frame that can be decoded, {what}; expected at least one"
+
     def close(self) -> None:
         """Closes the file and ends an iteration under way. May be called more than once."""
         self._closed = True
@@ -268,6 +276,11 @@ class ImageReader:
         """Counts a file that gives no frame, with a note."""
         self.tally.undecodable_packets += 1
         self.tally.note(f"{os.path.basename(self._files[place])} was left out: {reason}")
+
+    def why_no_frame(self) -> str:
+        """As of `VideoReader`."""
+        damaged = self.tally.undecodable_packets
+        return f"none of its {damaged} images can be decoded; expected at least one"
 
     def close(self) -> None:
         """Nothing stays open between images."""

@@ -187,8 +187,8 @@ def _expand_folder(folder: str) -> list[Source]:
             names = [entry.name for entry in entries if entry.is_file()]
     except OSError as error:
         raise SourceNotFoundError(f"{folder}: cannot be listed: {error.strerror}") from error
-    if SESSION_FILE in names and is_session(folder):
-        return _session(folder)
+    if SESSION_FILE in names and (cameras := _cameras(folder)):
+        return _session(folder, cameras)
     shown = [name for name in names if not name.startswith(".")]
     files = [os.path.join(folder, name) for name in sorted(shown, key=_name_key)]
     videos = [file for file in files if _extension(file) in VIDEO_EXTENSIONS]
@@ -247,13 +247,13 @@ def _images(uri: str, files: Sequence[str]) -> Source:
     return Source(safe_name(name), uri, "images", tuple(files))
 
 
-def _session(folder: str) -> list[Source]:
+def _session(folder: str, cameras: list[str]) -> list[Source]:
     """A stream for each camera of a recorded session.
 
     Its files are what tells its content: of a closed segment the seal, which holds the others' checksums.
     """
     found = []
-    for name in _cameras(folder):
+    for name in cameras:
         packets = os.path.join(folder, name, PACKETS)
         try:
             names = sorted(os.listdir(packets))

@@ -30,6 +30,7 @@ from models.spec import Spec, find_model
 from models.step import StreamStep
 from models.tensorrt import BuiltEngine, ConversionError, build_engine, convert_program, watching
 from pipeline.compile import read_footage
+from tests.bench.memory import SAMPLE
 from tests.networks import TINY
 
 VARIANTS: list[dict[str, Any]] = [
@@ -38,7 +39,6 @@ VARIANTS: list[dict[str, Any]] = [
     for head, boundary in (("softmax", False), ("sigmoid", False), ("softmax", True))
 ][1:]  # the first is what is shipped
 SHIPPED_HW, QUANTIZED_HW, TINY_HW = (360, 640), (184, 320), (40, 72)
-SAMPLE = Path(__file__).parents[1] / "sample_videos" / "city_drive.mp4"
 LARGEST = 8
 
 

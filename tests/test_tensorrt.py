@@ -212,7 +212,7 @@ def library(
 
     def build_engine(step: object, size_hw: object, largest: int, cache: object) -> BuiltEngine:
         data = str(files.folder).encode()
-        return BuiltEngine(data, Coverage(240, 240, ()), 600, {}, (), largest)
+        return BuiltEngine(data, Coverage(240, 240, ()), 600, (), largest)
 
     monkeypatch.setattr(models.tensorrt, "build_engine", build_engine)
     return found

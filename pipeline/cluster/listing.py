@@ -146,13 +146,12 @@ def _listed_here(text: str) -> Iterator[Listed | PipelineError]:
     elif _MAGIC.search(path) and not os.path.exists(path):
         yield from tree_sources(LocalTree(), *_split_pattern(path), text)
     else:
-        expansion = expand(
-            [path]
-        )  # a file, an image, a session, or an error that says what is wrong
+        # A file, an image, a session, or an error that says what is wrong.
+        expansion = expand([path])
         for _, error in expansion.failures:
             raise error
         for source in expansion.sources:
-            entries = [_local_entry(path) for path in source.files or (source.uri,)]
+            entries = [_local_entry(file) for file in source.files or (source.uri,)]
             root = os.path.dirname(os.path.abspath(source.uri))
             version = max(entry.version for entry in entries)
             if len(entries) > 1:

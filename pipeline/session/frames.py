@@ -24,7 +24,6 @@ from pipeline.sources import Source
 from pipeline.timestamps import Timestamps
 
 TIME_BASE = Fraction(1, 90_000)  # as RTP's clock for video (RFC 3551)
-HOLE_SECONDS = 1.0  # without a frame: some are missing
 BACK_SECONDS = 0.5  # of a camera's time stamps: its clock was started anew
 
 
@@ -116,6 +115,11 @@ class SessionReader:
             if not note.startswith(self._others):
                 self.tally.note(note)
 
+    def why_no_frame(self) -> str:
+        """As of `VideoReader`."""
+        note = next(iter(self.tally.all_notes()), "none of its packets gives one")
+        return f"holds no frame that can be decoded, {note}; expected at least one"
+
     def close(self) -> None:
         """Nothing stays open between frames; an iteration closes its files with itself."""
 
@@ -136,12 +140,9 @@ class SessionReader:
             if self._stop is not None and self._stop():
                 self.tally.interrupted = True
                 return
-            anew = before is None or _connection(decoded) != _connection(before)
-            if before is not None and (
-                anew
-                or decoded.broken != before.broken
-                or decoded.seconds - before.seconds > HOLE_SECONDS
-            ):
+            connection = decoded.segment.head.connection
+            anew = before is None or connection != before.segment.head.connection
+            if before is not None and decoded.gap_after(before) is not None:
                 self.clock.restarts += 1
             before = decoded
             self.tally.corrupt_frames += decoded.frame.is_corrupt
@@ -164,7 +165,3 @@ class SessionReader:
             shown = self._offset + stated
         self._last = shown if self._last is None else max(self._last, shown)
         return round(shown / TIME_BASE)
-
-
-def _connection(decoded: DecodedFrame) -> tuple[int, str]:
-    return decoded.segment.head.connection, decoded.segment.head.run[0]

@@ -17,6 +17,7 @@ from pipeline.session.records import PacketRecord
 from pipeline.session.stream import StreamDecoder
 
 _NEW_EXTRADATA = 1  # AV_PKT_DATA_NEW_EXTRADATA
+HOLE_SECONDS = 1.0  # without a frame: some are missing
 _KEYS_BEFORE = 2  # frames right after a key frame may refer to those before it
 
 
@@ -41,6 +42,15 @@ class DecodedFrame:
     broken: int
     seconds: float
     wall: float
+
+    def gap_after(self, before: DecodedFrame) -> tuple[float, str] | None:
+        """What is missing since the frame before: how long that is, in seconds, and why; None if nothing."""
+        seconds = self.seconds - before.seconds
+        if before.segment.head.connection != self.segment.head.connection:
+            return max(0.0, seconds), "the camera was opened anew"
+        if seconds > HOLE_SECONDS or self.broken != before.broken:
+            return max(0.0, seconds), "frames are missing"
+        return None
 
 
 @dataclass(frozen=True)

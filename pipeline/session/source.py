@@ -210,14 +210,7 @@ class CameraSource:
         """All frames, from a little before the time asked for."""
         before: DecodedFrame | None = None
         for decoded in decode_from(self._session, self._camera, self._key_at_time()):
-            gap: tuple[float | None, str] | None = None
-            if before is not None:
-                seconds = decoded.seconds - before.seconds
-                old, new = before.segment.head.connection, decoded.segment.head.connection
-                if old != new:
-                    gap = (max(0.0, seconds), "the camera was opened anew")
-                elif seconds > 1.0 or decoded.broken != before.broken:
-                    gap = (max(0.0, seconds), "frames are missing")
+            gap = decoded.gap_after(before) if before is not None else None
             before = decoded
             yield _Chosen(decoded, None, gap)
 

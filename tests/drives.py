@@ -14,7 +14,7 @@ from models.registry import build, save
 from models.training.config import TrainConfig
 
 CLASSES = ["sky", "road", "car"]
-TINY_ROADNET = {"width": 16, "memory": 16, "fine_memory": 8}
+TINY_ROADNET = {"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4}
 
 
 def scene(number: int) -> tuple[np.ndarray, np.ndarray]:

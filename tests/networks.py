@@ -11,7 +11,13 @@ from models.registry import build
 from models.spec import Spec
 
 TINY: dict[str, dict[str, object]] = {
-    "RoadNet": {"width": 16, "memory": 16, "fine_memory": 8, "blocks": [1, 1, 1, 1]},
+    "RoadNet": {
+        "width": 16,
+        "memory": 16,
+        "fine_memory": 8,
+        "finest_memory": 4,
+        "blocks": [1, 1, 1, 1],
+    },
     "FCN": {"width": 8, "bottleneck": 16},
     "SegNet": {"width": 8},
     "UNet": {"width": 8},
@@ -38,6 +44,9 @@ def made(name: str, **changes: object) -> Network:
     """An untrained network whose norms have seen pictures, so that its labels differ over a frame."""
     torch.manual_seed(0)
     network = build(spec_of(name, **changes))
+    for parameter in network.parameters():
+        if parameter.ndim > 1 and not parameter.any():  # what begins as nothing takes part too
+            nn.init.normal_(parameter, std=0.3)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0

@@ -41,7 +41,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(1)
-    spec = Spec("tiny", short_side=96, options={"width": 16, "memory": 16, "fine_memory": 8})
+    options = {"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4}
+    spec = Spec("tiny", short_side=96, options=options)
     return str(save(tmp_path_factory.mktemp("model"), build(spec).eval(), spec).folder)
 
 

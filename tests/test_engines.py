@@ -30,7 +30,7 @@ SIZE = (64, 96)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     torch.manual_seed(1)
-    spec = Spec("tiny", options={"width": 16, "memory": 16, "fine_memory": 8})
+    spec = Spec("tiny", options={"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4})
     network = build(spec).train()
     for _ in range(20):  # batch norm learns its scale, so that every layer has a say in the labels
         network.clip(torch.rand(2, 2, 3, *SIZE) * 255)

@@ -41,7 +41,7 @@ NAN = float("nan")
 TINY = Spec(
     name="tiny", classes=("sky", "road", "car", "ghost"), short_side=64,
     palette_rgb=((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 255, 0)),
-    options={"width": 16, "memory": 16, "fine_memory": 8},
+    options={"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4},
 )  # fmt: skip
 SIZE_HW = (64, 96)
 

@@ -15,7 +15,7 @@ from models.registry import build, load, save
 from models.spec import Spec, SpecError, find_model
 from models.step import StreamStep
 
-TINY = {"width": 16, "memory": 16, "fine_memory": 8}
+TINY = {"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4}
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,39 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(
     assert not weights_equal(whole.average, first.average)
 
 
+def test_a_phase_may_train_a_part_alone(pictures: Path, tmp_path: Path) -> None:
+    phases = [phase(steps=3), phase(steps=3, frames=2, only="recall|finest"), phase(steps=1)]
+    weights: list[dict[str, torch.Tensor]] = []
+    trainer = Trainer(
+        tiny_config(pictures, phases=phases), tmp_path, quiet,
+        lambda done, total: weights.append(
+            {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+        ),
+    )  # fmt: skip
+    trainer.run()
+
+    def changed(before: int, after: int) -> set[str]:
+        one, other = weights[before - 1], weights[after - 1]
+        return {name.split(".")[0] for name in one if not torch.equal(one[name], other[name])}
+
+    assert changed(3, 6) == {"recall", "finest_gru", "lateral_finest"}
+    assert {"stem", "head", "gru", "recall"} <= changed(6, 7)
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [("attention2", r"phases\.0\.only: 'attention2' is found in no parameter's name, such as stem"),
+     ("(", r"phases\.0\.only: .*no regular expression")],
+)  # fmt: skip
+def test_a_part_that_is_not_there_is_named(
+    pictures: Path, tmp_path: Path, only: str, message: str
+) -> None:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(raw_config(pictures, phases=[phase(only=only)])))
+    with pytest.raises(DataError, match=message):
+        main(path, tmp_path / "out", [])
+
+
 def test_a_checkpoint_of_another_training_is_refused(pictures: Path, tmp_path: Path) -> None:
     Trainer(tiny_config(pictures), tmp_path, quiet).run()
     with pytest.raises(

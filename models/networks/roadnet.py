@@ -1,9 +1,10 @@
-"""RoadNet, the default network: a small convolutional encoder, memory at two scales, a light decoder.
+"""RoadNet, the default network: a small convolutional encoder, memory at three scales, a light decoder.
 
 State is one tensor at a sixteenth of the input's size. Its first `memory` channels are the state of a
-ConvGRU at that scale; the rest, unfolded 2x2, are the state of a second one at an eighth, which keeps thin
-things steady. As in RobustVideoMatting (Lin et al., WACV 2022) each GRU runs on a part of its scale's
-channels, and the others pass by it.
+ConvGRU at that scale; the next, unfolded 2x2, are the state of a second one at an eighth, which keeps thin
+things steady; the last, unfolded 4x4, of a third at a quarter, which steadies edges. As in
+RobustVideoMatting (Lin et al., WACV 2022) each GRU runs on a part of its scale's channels, and the others
+pass by it; the third's part is added to the logits.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class RoadNet(Network):
         width: channels at 1/4; 2, 4 and 6 times as many at 1/8, 1/16 and 1/32.
         memory: channels of the memory at 1/16; as many bypass it.
         fine_memory: channels of the memory at 1/8.
+        finest_memory: channels of the memory at 1/4; 0 for none.
         blocks: modules at each of the four scales.
         attention: self-attention over the cells at 1/32.
         others: as `Network` says.
@@ -49,11 +51,12 @@ class RoadNet(Network):
         width: int = 64,
         memory: int = 64,
         fine_memory: int = 32,
+        finest_memory: int = 16,
         blocks: tuple[int, int, int, int] = (1, 3, 4, 4),
         attention: bool = True,
     ) -> None:
         super().__init__(classes, in_channels, boundary, recurrent, multi_label)
-        self.memory, self.fine_memory = memory, fine_memory
+        self.memory, self.fine_memory, self.finest_memory = memory, fine_memory, finest_memory
         widths = [width, 2 * width, 4 * width, 6 * width]
         self.stem = nn.Sequential(
             ConvBNReLU(in_channels, width // 2, stride=2), ConvBNReLU(width // 2, width, stride=2)
@@ -73,6 +76,9 @@ class RoadNet(Network):
         self.decode4 = ConvBNReLU(PASSING8 + fine_memory + 48, width)
         # Four logits a class and cell, laid out 2x2: half-size logits at the cost of a quarter's.
         self.head = nn.Conv2d(width, 4 * classes, 1)
+        self.lateral_finest = ConvBNReLU(width, finest_memory, 1) if finest_memory else None
+        self.finest_gru = ConvGRU(finest_memory) if finest_memory and recurrent else None
+        self.recall = _silent(nn.Conv2d(finest_memory, 4 * classes, 1)) if finest_memory else None
         # Supervision in training only.
         self.auxiliary = nn.Conv2d(PASSING8 + fine_memory, classes, 1)
         self.boundary_head = nn.Conv2d(width, 4, 1) if boundary else None
@@ -81,11 +87,12 @@ class RoadNet(Network):
         if not self.recurrent:
             return NO_STATE
         height, width = size_hw
-        channels = self.memory + 4 * self.fine_memory
+        channels = self.memory + 4 * self.fine_memory + 16 * self.finest_memory
         return channels, -(-height // STATE_STRIDE), -(-width // STATE_STRIDE)
 
     def memory_readers(self) -> list[nn.Module]:
-        return [self.decode8[0], self.auxiliary]
+        readers: list[nn.Module] = [self.decode8[0], self.auxiliary]
+        return [*readers, self.recall] if self.recall else readers
 
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """frames: float [M, C, H, W], normalised -> features at 1/4, 1/8 and 1/16."""
@@ -102,7 +109,7 @@ class RoadNet(Network):
         state = self.first_state(frames) if state is None else state
         batch, time = frames.shape[:2]
         quarter, eighth, features = self.encode(self.normalized(frames))
-        coarse, fine = self._unfold(state, eighth)
+        coarse, fine, finest = self._unfold(state, eighth, quarter)
         if self.gru:
             features, coarse = remember(self.gru, features, coarse, time)
         eighth = self.decode8(torch.cat([resize_like(features, eighth), eighth], 1))
@@ -110,30 +117,64 @@ class RoadNet(Network):
             eighth, fine = remember(self.fine_gru, eighth, fine, time)
         quarter = torch.cat([resize_like(eighth, quarter), self.lateral4(quarter)], 1)
         decoded = self.decode4(quarter)
+        phases = self.head(decoded)
+        if self.lateral_finest and self.recall:
+            edges = self.lateral_finest(decoded)
+            if self.finest_gru:
+                edges, finest = remember(self.finest_gru, edges, finest, time)
+            phases = phases + self.recall(edges)
 
         def by_frame(maps: Tensor) -> Tensor:
             return maps.unflatten(0, (batch, time))
 
         auxiliary = {"classes": by_frame(self.auxiliary(eighth))}
         if self.boundary_head:
-            edges = functional.pixel_shuffle(self.boundary_head(decoded), 2)
-            auxiliary["boundary"] = by_frame(edges)
-        logits = by_frame(smoothed(functional.pixel_shuffle(self.head(decoded), 2)))
-        return logits, self._fold(coarse, fine), auxiliary
+            boundary = functional.pixel_shuffle(self.boundary_head(decoded), 2)
+            auxiliary["boundary"] = by_frame(boundary)
+        logits = by_frame(smoothed(functional.pixel_shuffle(phases, 2)))
+        return logits, self._fold(coarse, fine, finest), auxiliary
 
-    def _unfold(self, state: Tensor, eighth: Tensor) -> tuple[Tensor, Tensor]:
-        """The states at 1/16 and at 1/8, the latter of the size of `eighth`, from the one tensor."""
+    def _unfold(
+        self, state: Tensor, eighth: Tensor, quarter: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The states at 1/16, 1/8 and 1/4 from the one tensor, as large as `eighth` and `quarter`."""
         if not self.recurrent:
-            return state, state
-        coarse, folded = state.split([self.memory, 4 * self.fine_memory], 1)
-        fine = functional.pixel_shuffle(folded, 2)[:, :, : eighth.shape[-2], : eighth.shape[-1]]
-        return coarse, fine
+            return state, state, state
+        coarse, fine, finest = state.split(
+            [self.memory, 4 * self.fine_memory, 16 * self.finest_memory], 1
+        )
+        if self.finest_memory:
+            finest = _spread(finest, 4, quarter)
+        return coarse, _spread(fine, 2, eighth), finest
 
-    def _fold(self, coarse: Tensor, fine: Tensor) -> Tensor:
+    def _fold(self, coarse: Tensor, fine: Tensor, finest: Tensor) -> Tensor:
         if not self.recurrent:
             return coarse
-        odd = [0, fine.shape[-1] % 2, 0, fine.shape[-2] % 2]
-        return torch.cat([coarse, functional.pixel_unshuffle(functional.pad(fine, odd), 2)], 1)
+        folded = [coarse, _gathered(fine, 2, coarse)]
+        if self.finest_memory:
+            folded.append(_gathered(finest, 4, coarse))
+        return torch.cat(folded, 1)
+
+
+def _spread(folded: Tensor, times: int, reference: Tensor) -> Tensor:
+    """[N, C times^2, h, w] -> [N, C, h', w'], the height and width of `reference`."""
+    spread = functional.pixel_shuffle(folded, times)
+    return spread[:, :, : reference.shape[-2], : reference.shape[-1]]
+
+
+def _gathered(spread: Tensor, times: int, coarse: Tensor) -> Tensor:
+    """The way back, to the height and width of `coarse`; what it has no cell for is zero."""
+    height, width = times * coarse.shape[-2], times * coarse.shape[-1]
+    missing = [0, width - spread.shape[-1], 0, height - spread.shape[-2]]
+    return functional.pixel_unshuffle(functional.pad(spread, missing), times)
+
+
+def _silent(layer: nn.Conv2d) -> nn.Conv2d:
+    """A layer that begins as nothing: what is added by it grows only if it helps."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def smoothed(logits: Tensor) -> Tensor:

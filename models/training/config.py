@@ -169,6 +169,9 @@ class Phase(_Strict):
     schedule: Literal["cosine", "poly"] = Field("cosine", description="how the rate falls")
     poly_power: float = Field(0.9, gt=0, description="exponent of the poly schedule")
     rendered_share: Share = Field(0.0, description="share of clips that are rendered")
+    only: str | None = Field(
+        None, description="pattern of the names of the parameters trained; the others stay"
+    )
     losses: Losses | None = Field(None, description="instead of the file's losses")
     augment: Augment | None = Field(None, description="instead of the file's augmentation")
 
@@ -179,6 +182,15 @@ class Phase(_Strict):
             return 0
         share = step // 2 * GOLDEN_SHARE % 1  # spread evenly from the first steps on
         return round(self.burn_in**share)
+
+    def trains(self, parameter: str) -> bool:
+        return NameFilter(self.only).wants(parameter)
+
+    @field_validator("only")
+    @classmethod
+    def _is_pattern(cls, value: str | None) -> str | None:
+        NameFilter(value)  # raises DataError, a ValueError, for what is none
+        return value
 
     @field_validator("crop_hw", "scale_range")
     @classmethod

@@ -47,6 +47,7 @@ from models.training.tracking import Gallery, Log, Means
 from models.training.transfer import load_teacher, spec_to_train, start_from
 from models.training.validation import score_clips
 
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 SPEED_SECONDS = 300  # validations are part of the pace
 
 
@@ -109,7 +110,8 @@ class Trainer:
         if config.init:
             self.say(start_from(self.network, config.init))
         self.average.load_state_dict(self.network.state_dict())
-        unused = any(not config.losses_of(phase).auxiliary for phase in config.phases)
+        self._check_parameters()
+        unused = any(phase.only or not config.losses_of(phase).auxiliary for phase in config.phases)
         self.clip_pass = self.place.share(_ClipPass(self.network), unused=unused)
         if config.compile:
             self.clip_pass.compile(dynamic=False)
@@ -121,6 +123,15 @@ class Trainer:
         self.best: dict[str, float] = {}
         self.log: Log | None = None
         folder.mkdir(parents=True, exist_ok=True)
+
+    def _check_parameters(self) -> None:
+        names = [name for name, _ in self.network.named_parameters()]
+        for number, phase in enumerate(self.config.phases):
+            if not any(map(phase.trains, names)):
+                raise DataError(
+                    f"phases.{number}.only: {phase.only!r} is found in no parameter's name,"
+                    f" such as {names[0]} and {names[-1]}"
+                )
 
     @property
     def checkpoint(self) -> Path:
@@ -161,6 +172,8 @@ class Trainer:
 
     def _run_phase(self, phase: Phase, first: int) -> None:
         sampler, objective = self._sampler(phase), self._objective(phase)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(phase.trains(name))
         steps, start = range(self.step, first + phase.steps), time.monotonic()
         own = phase.batch // self.place.processes
         batches = ahead(
@@ -212,7 +225,7 @@ class Trainer:
         torch.manual_seed(
             (self.config.seed << 32) + self.step * self.place.processes + self.place.rank
         )
-        self.network.train()
+        self._train_mode()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         warm = before if burn_in else None
@@ -232,6 +245,13 @@ class Trainer:
         self.scaler.update()
         follow(self.average, self.network, self.config.ema, self.step)
         return dict(zip(["loss", *terms], values, strict=True))
+
+    def _train_mode(self) -> None:
+        """As `Module.train`, but norms that are not trained keep their statistics too."""
+        self.network.train()
+        for module in self.network.modules():
+            if isinstance(module, NORMS) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
 
     @staticmethod
     @torch.no_grad()

@@ -153,12 +153,7 @@ def _listed_here(text: str) -> Iterator[Listed | PipelineError]:
         for source in expansion.sources:
             entries = [_local_entry(file) for file in source.files or (source.uri,)]
             root = os.path.dirname(os.path.abspath(source.uri))
-            version = max(entry.version for entry in entries)
-            if len(entries) > 1:
-                version = f"{len(entries)}-{version}"
-            yield Listed(
-                _absolute(source), root, sum(entry.size or 0 for entry in entries), version
-            )
+            yield Listed(_absolute(source), root, _size(entries), _version(entries))
 
 
 def _listed_elsewhere(text: str) -> Iterator[Listed | PipelineError]:
@@ -320,9 +315,17 @@ def _images(images: list[Entry], root: str) -> Listed:
     folder = posixpath.dirname(images[0].uri)
     name = _safe_path(_below(root, folder) or _name(_root(folder)))
     source = Source(name, folder, "images", tuple(image.uri for image in images))
-    size = sum(image.size or 0 for image in images)
-    version = f"{len(images)}-{max((image.version for image in images), default='')}"
-    return Listed(_absolute(source), _root(root), size, version)
+    return Listed(_absolute(source), _root(root), _size(images), _version(images))
+
+
+def _size(entries: Sequence[Entry]) -> int:
+    return sum(entry.size or 0 for entry in entries)
+
+
+def _version(entries: Sequence[Entry]) -> str:
+    """The newest one's; of several, their number too, for one that is gone leaves no trace in that."""
+    newest = max(entry.version for entry in entries)
+    return newest if len(entries) == 1 else f"{len(entries)}-{newest}"
 
 
 def _absolute(source: Source) -> Source:

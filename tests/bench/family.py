@@ -1,4 +1,4 @@
-"""The table of the networks: size, cost, accuracy, steadiness and speed, each cell from one run of this.
+"""The table of the networks: size, cost, accuracy, steadiness and speed, each cell measured by this.
 
     python -m tests.bench.family ../shared/camvid roadnet runs/fcn/model runs/unet/model
 
@@ -20,6 +20,7 @@ import numpy as np
 from models.cost import cost
 from models.evaluation.evaluate import EvalConfig, evaluate
 from models.registry import load
+from models.spec import find_model
 from pipeline.bench.measure import Contender, measure, processor_name
 from pipeline.bench.sweeps import bare
 from pipeline.compile import read_footage
@@ -56,13 +57,26 @@ def facts(camvid: Path, model: str) -> dict[str, Any]:
     return found
 
 
+def kept_facts(camvid: Path, model: str, keep: Path | None) -> dict[str, Any]:
+    """The same, read from the file `keep` where they stand in it, else added to it."""
+    if keep is None:
+        return facts(camvid, model)
+    known = json.loads(keep.read_text()) if keep.exists() else {}
+    digest = find_model(model).weights_sha256()
+    if digest not in known:
+        known[digest] = facts(camvid, model)
+        keep.write_text(json.dumps(known, indent=1))
+    return dict(known[digest])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("camvid", type=Path)
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--keep", type=Path, help="figures of the same weights are not made twice")
     options = parser.parse_args()
-    rows = [facts(options.camvid, model) for model in options.models]
+    rows = [kept_facts(options.camvid, model, options.keep) for model in options.models]
     choice = replace(choose_engine("cpu"), threads=available_cores())
     contenders = [
         Contender(model, bare(choice, model, frames_of(options.camvid, model)))

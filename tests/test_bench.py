@@ -248,7 +248,7 @@ def course(clip: Path, out: Path, model: str) -> sweeps.Course:
     [
         (lambda c: sweeps.streams(c, (1, 3)), 3),
         (lambda c: sweeps.chunks(c, (1, 4)), 3),
-        (lambda c: sweeps.sizes(c, ((96, 128),)), 3),
+        (lambda c: sweeps.sizes(c, ((96, 128), (100, 120))), 6),  # a network takes no 100 rows
         (sweeps.engines, 2),  # and bf16, where the processor has it
         (lambda c: sweeps.peers(c, lambda line: None), 3),
     ],

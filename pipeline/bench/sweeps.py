@@ -219,9 +219,11 @@ def sizes(course: Course, sizes_hw: Iterable[tuple[int, int]] = SIZES_HW) -> lis
         this = replace(course, clip=clip, config=config)
         plain, faster = plain_contenders(this)
         first = f"plain loop, {width}x{height}"
-        at_size = replace(this, config=replace(config, size_hw=(height, width)))
+        # Networks take multiples of 8: of 960x540 they see 960x544.
+        network_hw = -(-height // 8) * 8, -(-width // 8) * 8
+        at_size = replace(this, config=replace(config, size_hw=network_hw))
         engine = bare(this.plan.job.choice, config.model, frames_of(at_size, 1, config.chunk))
-        name = f"bare engine at {width}x{height}"
+        name = f"bare engine at {network_hw[1]}x{network_hw[0]}"
         found += [
             replace(plain, name=first, against=first, x=height),
             replace(faster, name=f"{first}, channels_last", against=first, x=height),

@@ -9,15 +9,10 @@ from torch.nn import functional
 from models.networks.recurrent import Network
 from models.registry import build
 from models.spec import Spec
+from tests.drives import TINY_ROADNET
 
 TINY: dict[str, dict[str, object]] = {
-    "RoadNet": {
-        "width": 16,
-        "memory": 16,
-        "fine_memory": 8,
-        "finest_memory": 4,
-        "blocks": [1, 1, 1, 1],
-    },
+    "RoadNet": {**TINY_ROADNET, "blocks": [1, 1, 1, 1]},
     "FCN": {"width": 8, "bottleneck": 16},
     "SegNet": {"width": 8},
     "UNet": {"width": 8},

@@ -27,6 +27,7 @@ from pipeline.run import Plan, RunConfig, prepare
 from pipeline.sinks import OutputOptions
 from tests import media
 from tests.bench import plot, streams
+from tests.drives import TINY_ROADNET
 
 FRAMES = 48
 
@@ -41,8 +42,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(1)
-    options = {"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4}
-    spec = Spec("tiny", short_side=96, options=options)
+    spec = Spec("tiny", short_side=96, options=TINY_ROADNET)
     return str(save(tmp_path_factory.mktemp("model"), build(spec).eval(), spec).folder)
 
 

@@ -22,6 +22,7 @@ from pipeline.engines import Engine, EngineChoice, check_fit, choose_engine, eng
 from pipeline.errors import ConfigError, EngineError
 from pipeline.run import segment
 from pipeline.settings import available_cores
+from tests.drives import TINY_ROADNET
 from tests.media import write_images
 
 SIZE = (64, 96)
@@ -30,7 +31,7 @@ SIZE = (64, 96)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     torch.manual_seed(1)
-    spec = Spec("tiny", options={"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4})
+    spec = Spec("tiny", options=TINY_ROADNET)
     network = build(spec).train()
     for _ in range(20):  # batch norm learns its scale, so that every layer has a say in the labels
         network.clip(torch.rand(2, 2, 3, *SIZE) * 255)

@@ -36,12 +36,13 @@ from models.registry import build, load, save
 from models.spec import Spec
 from pipeline.cli import app
 from pipeline.errors import ConfigError, OutputError
+from tests.drives import TINY_ROADNET
 
 NAN = float("nan")
 TINY = Spec(
     name="tiny", classes=("sky", "road", "car", "ghost"), short_side=64,
     palette_rgb=((0, 0, 255), (90, 90, 90), (255, 0, 0), (0, 255, 0)),
-    options={"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4},
+    options=TINY_ROADNET,
 )  # fmt: skip
 SIZE_HW = (64, 96)
 

@@ -14,14 +14,13 @@ from models.networks.roadnet import RoadNet
 from models.registry import build, load, save
 from models.spec import Spec, SpecError, find_model
 from models.step import StreamStep
-
-TINY = {"width": 16, "memory": 16, "fine_memory": 8, "finest_memory": 4}
+from tests.drives import TINY_ROADNET
 
 
 @pytest.fixture(scope="module")
 def network() -> RoadNet:
     torch.manual_seed(0)
-    return RoadNet(**TINY).eval()
+    return RoadNet(**TINY_ROADNET).eval()
 
 
 @torch.inference_mode()
@@ -108,7 +107,7 @@ def test_shipped_weights_load_and_fit() -> None:
 
 
 def test_saved_models_come_back(tmp_path: Path, network: RoadNet) -> None:
-    spec = Spec("tiny", options=TINY)
+    spec = Spec("tiny", options=TINY_ROADNET)
     save(tmp_path / "tiny", network, spec)
     again, spec_again = load(str(tmp_path / "tiny"))
     assert spec_again == spec
@@ -117,7 +116,7 @@ def test_saved_models_come_back(tmp_path: Path, network: RoadNet) -> None:
 
 
 def tiny_model(folder: Path) -> Path:
-    spec = Spec("tiny", options=TINY)
+    spec = Spec("tiny", options=TINY_ROADNET)
     save(folder, build(spec), spec)
     return folder
 
@@ -163,7 +162,7 @@ def test_specifications_that_contradict_themselves_are_refused(tmp_path: Path) -
         ({"in_channels": "3"}, "in_channels must be a whole number of at least 3, got '3'"),
         ({"boundary": 1}, "boundary must be true or false, got 1"),
         ({"recurrent": None}, "recurrent must be true or false, got None"),
-        ({"options": {**TINY, "width": 24}}, "does not fit"),
+        ({"options": {**TINY_ROADNET, "width": 24}}, "does not fit"),
         ({"options": None}, "does not take"),
     ]:
         (folder / "spec.json").write_text(json.dumps({**raw, **change}))

@@ -171,9 +171,8 @@ def _gathered(spread: Tensor, times: int, coarse: Tensor) -> Tensor:
 
 def _silent(layer: nn.Conv2d) -> nn.Conv2d:
     """A layer that begins as nothing: what is added by it grows only if it helps."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -29,6 +30,14 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 
 
+def _is_pattern(value: str) -> str:
+    NameFilter(value)  # raises DataError, a ValueError, for what is none
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_is_pattern)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,8 +49,10 @@ class Source(_Strict):
     """
 
     folder: Path = Field(description="data folder")
-    include: str | None = Field(None, description="regular expression: only names it is found in")
-    exclude: str | None = Field(
+    include: Pattern | None = Field(
+        None, description="regular expression: only names it is found in"
+    )
+    exclude: Pattern | None = Field(
         None, description="regular expression: names it is found in stay out"
     )
     sequence_step: int = Field(
@@ -49,12 +60,6 @@ class Source(_Strict):
         description="pictures whose names end in numbers that rise by this follow each other as a"
         " clip; 0: each is a still",
     )  # fmt: skip
-
-    @field_validator("include", "exclude")
-    @classmethod
-    def _is_pattern(cls, value: str | None) -> str | None:
-        NameFilter(value)  # raises DataError, a ValueError, for what is none
-        return value
 
     @property
     def names(self) -> NameFilter:
@@ -169,7 +174,7 @@ class Phase(_Strict):
     schedule: Literal["cosine", "poly"] = Field("cosine", description="how the rate falls")
     poly_power: float = Field(0.9, gt=0, description="exponent of the poly schedule")
     rendered_share: Share = Field(0.0, description="share of clips that are rendered")
-    only: str | None = Field(
+    only: Pattern | None = Field(
         None, description="pattern of the names of the parameters trained; the others stay"
     )
     losses: Losses | None = Field(None, description="instead of the file's losses")
@@ -185,12 +190,6 @@ class Phase(_Strict):
 
     def trains(self, parameter: str) -> bool:
         return NameFilter(self.only).wants(parameter)
-
-    @field_validator("only")
-    @classmethod
-    def _is_pattern(cls, value: str | None) -> str | None:
-        NameFilter(value)  # raises DataError, a ValueError, for what is none
-        return value
 
     @field_validator("crop_hw", "scale_range")
     @classmethod

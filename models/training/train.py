@@ -172,8 +172,7 @@ class Trainer:
 
     def _run_phase(self, phase: Phase, first: int) -> None:
         sampler, objective = self._sampler(phase), self._objective(phase)
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(phase.trains(name))
+        self._choose_parameters(phase)
         steps, start = range(self.step, first + phase.steps), time.monotonic()
         own = phase.batch // self.place.processes
         batches = ahead(
@@ -200,6 +199,15 @@ class Trainer:
                 if self.step % self.config.checkpoint_every == 0:
                     self._save_checkpoint(self.checkpoint)
 
+    def _choose_parameters(self, phase: Phase) -> None:
+        """What the phase trains; norms that it does not train keep their statistics too."""
+        self.network.train()
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(phase.trains(name))
+        for module in self.network.modules():
+            if isinstance(module, NORMS) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+
     def _sampler(self, phase: Phase) -> ClipSampler:
         losses, place = self.config.losses_of(phase), self.place
         # Alone, a training draws as it always has; together, each process draws its own clips.
@@ -225,7 +233,6 @@ class Trainer:
         torch.manual_seed(
             (self.config.seed << 32) + self.step * self.place.processes + self.place.rank
         )
-        self._train_mode()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         warm = before if burn_in else None
@@ -245,13 +252,6 @@ class Trainer:
         self.scaler.update()
         follow(self.average, self.network, self.config.ema, self.step)
         return dict(zip(["loss", *terms], values, strict=True))
-
-    def _train_mode(self) -> None:
-        """As `Module.train`, but norms that are not trained keep their statistics too."""
-        self.network.train()
-        for module in self.network.modules():
-            if isinstance(module, NORMS) and not any(p.requires_grad for p in module.parameters()):
-                module.eval()
 
     @staticmethod
     @torch.no_grad()

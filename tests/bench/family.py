@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from models.cost import cost
-from models.evaluation.evaluate import EvalConfig, evaluate
+from models.evaluation.evaluate import MODES, EvalConfig, evaluate
 from models.registry import load
 from models.spec import find_model
 from pipeline.bench.measure import Contender, measure, processor_name
@@ -32,20 +32,16 @@ CHUNK = 8
 
 def frames_of(camvid: Path, model: str) -> np.ndarray:
     """uint8 [1, 8, h * 3 // 2, w]: the first frames of the validation part at the model's size."""
-    _, spec = load(model)
+    spec = find_model(model).spec()
     frames, _, _ = read_footage((str(camvid / "val" / "images"),), CHUNK, None, spec)
     return np.stack(frames)[None]
 
 
-def facts(camvid: Path, model: str) -> dict[str, Any]:
-    """What one model costs, and how right and how steady its labels are."""
+def facts(camvid: Path, model: str, size_hw: tuple[int, int]) -> dict[str, Any]:
+    """What one model costs a frame of `size_hw`, and how right and how steady its labels are."""
     network, spec = load(model)
-    pixels = frames_of(camvid, model)
-    size_hw = pixels.shape[2] * 2 // 3, pixels.shape[3]
     needed = cost(network, size_hw)
-    config = EvalConfig(
-        model, camvid / "val", modes=("carried", "reset"), precision="bf16", worst=0
-    )
+    config = EvalConfig(model, camvid / "val", modes=MODES, precision="bf16", worst=0)
     modes = evaluate(config)[0].modes
     found: dict[str, Any] = {
         "model": model, "name": spec.name, "parameters": needed.parameters, "gflops": needed.gflops,
@@ -57,14 +53,16 @@ def facts(camvid: Path, model: str) -> dict[str, Any]:
     return found
 
 
-def kept_facts(camvid: Path, model: str, keep: Path | None) -> dict[str, Any]:
+def kept_facts(
+    camvid: Path, model: str, size_hw: tuple[int, int], keep: Path | None
+) -> dict[str, Any]:
     """The same, read from the file `keep` where they stand in it, else added to it."""
     if keep is None:
-        return facts(camvid, model)
+        return facts(camvid, model, size_hw)
     known = json.loads(keep.read_text()) if keep.exists() else {}
     digest = find_model(model).weights_sha256()
     if digest not in known:
-        known[digest] = facts(camvid, model)
+        known[digest] = facts(camvid, model, size_hw)
         keep.write_text(json.dumps(known, indent=1))
     return dict(known[digest])
 
@@ -76,12 +74,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--keep", type=Path, help="figures of the same weights are not made twice")
     options = parser.parse_args()
-    rows = [kept_facts(options.camvid, model, options.keep) for model in options.models]
-    choice = replace(choose_engine("cpu"), threads=available_cores())
-    contenders = [
-        Contender(model, bare(choice, model, frames_of(options.camvid, model)))
-        for model in options.models
+    pixels = {model: frames_of(options.camvid, model) for model in options.models}
+    rows = [
+        kept_facts(options.camvid, model, (of.shape[2] * 2 // 3, of.shape[3]), options.keep)
+        for model, of in pixels.items()
     ]
+    choice = replace(choose_engine("cpu"), threads=available_cores())
+    contenders = [Contender(model, bare(choice, model, of)) for model, of in pixels.items()]
     for row, speed in zip(rows, measure(contenders, options.rounds), strict=True):
         row["fps"] = speed["fps"]
     print("| | M parameters | GFLOPs | mean IoU | TC | CPU, frames a second |")

@@ -102,6 +102,27 @@ def test_a_stream_does_not_depend_on_its_neighbours(network: Network) -> None:
     torch.testing.assert_close(together[1:2], alone, atol=1e-4, rtol=1e-4)
 
 
+def test_the_finest_memory_begins_as_nothing_and_is_then_heard() -> None:
+    """So that a network trained without it is what it was, and gains by being trained on."""
+    torch.manual_seed(1)
+    options = {**TINY["RoadNet"], "finest_memory": 0}
+    without = build(Spec("before", network="RoadNet", options=options)).eval()
+    network = build(spec_of("RoadNet")).eval()
+    network.load_state_dict(without.state_dict(), strict=False)
+    clip, memory = footage(1, 3), 16 * 4
+    with torch.no_grad():
+        assert torch.equal(network.clip(clip)[0], without.clip(clip)[0])
+        grown = made("RoadNet")
+        state = grown.clip(clip)[1]
+        forgotten = state.clone()
+        forgotten[:, -memory:] = 0
+        again = footage(1, 1)
+        heard = grown.clip(again, state)[0] - grown.clip(again, forgotten)[0]
+    (channels, *cells), (fewer, *same) = network.state_shape(SIZE), without.state_shape(SIZE)
+    assert (channels, cells) == (fewer + memory, same)
+    assert heard.abs().max() > 1e-3
+
+
 def test_a_boundary_head_is_a_second_task(name: str) -> None:
     network = build(spec_of(name, boundary=True))
     logits, _, auxiliary = network.clip(footage(1, 2))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.errors import DataError
 from models.labels import NO_CLASS, UNLABELLED_MASK
 from models.training.config import Losses
 from models.training.losses import (
@@ -22,6 +23,7 @@ from models.training.losses import (
     flow_steadiness_loss,
     hard_pixel_loss,
     lovasz_loss,
+    motion_loss,
     steadiness_loss,
 )
 from models.training.objective import Objective, total
@@ -233,6 +235,23 @@ def test_flow_steadiness_is_free_for_logits_of_any_size_that_move_with_it(stride
     assert flow_steadiness_loss(logits, flow * 0, multi_label=True).item() > 1e-4
 
 
+def test_motion_is_judged_by_what_is_known_of_it() -> None:
+    """Of two clips the first is a still under a zoom, the second has flow in half of its cells."""
+    x, y = middles(4, 6)
+    zoom, unknown = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]]), torch.full((2, 3), torch.nan)
+    motions = torch.stack([zoom, unknown])[:, None]
+    flow = torch.full((2, 1, 16, 24, 2), torch.nan)
+    flow[1, 0, :, 12:] = torch.tensor([-0.25, 0.125])
+    right = torch.stack([-0.5 * torch.stack([x * 3, y * 2]), torch.zeros(2, 4, 6)])
+    right[1, 0, :, 3:], right[1, 1, :, 3:] = -0.75, 0.25
+    motion = torch.stack([torch.full_like(right, 7.0), right], 1)  # the first frame's is not judged
+    assert motion_loss(motion, motions, flow).item() == pytest.approx(0, abs=1e-6)
+    motion[1, 1, :, :, :3] = 5.0  # where nothing is known
+    assert motion_loss(motion, motions, flow).item() == pytest.approx(0, abs=1e-6)
+    assert motion_loss(motion + 0.25, motions, flow).item() == pytest.approx(0.5)
+    assert motion_loss(motion[1:], motions[1:], None).item() == 0
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_distillation_pulls_towards_the_teacher(multi_label: bool) -> None:
     teacher, student = torch.randn(2, 3, 8, 8), torch.zeros(2, 3, 4, 4, requires_grad=True)
@@ -260,9 +279,12 @@ def test_the_objective_is_the_sum_of_what_was_chosen() -> None:
         flow=torch.zeros(1, 1, 8, 8, 2),
     )  # fmt: skip
     logits, teacher = torch.randn(1, 2, 3, 16, 16), torch.randn(1, 2, 3, 32, 32)
-    auxiliary = {"classes": torch.randn(1, 2, 3, 4, 4), "boundary": torch.randn(1, 2, 1, 16, 16)}
+    auxiliary = {
+        "classes": torch.randn(1, 2, 3, 4, 4), "boundary": torch.randn(1, 2, 1, 16, 16),
+        "motion": torch.randn(1, 2, 2, 2, 2),
+    }  # fmt: skip
     names = ("cross_entropy", "hard_pixels", "lovasz", "dice", "auxiliary", "boundary", "steadiness",
-             "flow_steadiness", "distillation")  # fmt: skip
+             "flow_steadiness", "motion", "distillation")  # fmt: skip
     every = Losses(**dict.fromkeys(names, 2.0))
     terms = Objective(every, ONES, False).terms(logits, auxiliary, batch, teacher)
     assert set(terms) == set(names)
@@ -275,3 +297,6 @@ def test_the_objective_is_the_sum_of_what_was_chosen() -> None:
     expected = functional.cross_entropy(scaled, labels[0].long())
     torch.testing.assert_close(total(plain), expected)
     torch.testing.assert_close(terms["cross_entropy"], 2 * expected)
+    del auxiliary["motion"]
+    with pytest.raises(DataError, match="this network finds no motion"):
+        Objective(Losses(motion=1.0), ONES, False).terms(logits, auxiliary, batch, None)

@@ -4,15 +4,19 @@ State is one tensor at a sixteenth of the input's size. Its first `memory` chann
 ConvGRU at that scale; the next, unfolded 2x2, are the state of a second one at an eighth, which keeps thin
 things steady; the last, unfolded 4x4, of a third at a quarter, which steadies edges. As in
 RobustVideoMatting (Lin et al., WACV 2022) each GRU runs on a part of its scale's channels, and the others
-pass by it; the third's part is added to the logits.
+pass by it; the third's part is added to the logits. Then come, unfolded 4x4 too, the logits of the frame
+before and its small grey picture: they are moved along with the picture and mixed into those of the frame.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.networks.alignment import LARGEST, CarriedLogits, FrameMotion
 from models.networks.blocks import (
     ConvBNReLU,
     ConvGRU,
@@ -26,6 +30,8 @@ from models.networks.recurrent import NO_STATE, Network, remember
 STATE_STRIDE = 16
 LOGITS_STRIDE = 2
 PASSING8 = 64  # channels at an eighth that bypass the memory
+# What brings the last two parts of a state within -1 to 1, as the GRUs' are.
+SAID_SCALE, PICTURE_SCALE = 1 / LARGEST, 1 / 4
 
 
 class RoadNet(Network):
@@ -36,6 +42,7 @@ class RoadNet(Network):
         memory: channels of the memory at 1/16; as many bypass it.
         fine_memory: channels of the memory at 1/8.
         finest_memory: channels of the memory at 1/4; 0 for none.
+        motion: what was said of the frame before is carried along the motion between the frames.
         blocks: modules at each of the four scales.
         attention: self-attention over the cells at 1/32.
         others: as `Network` says.
@@ -52,6 +59,7 @@ class RoadNet(Network):
         memory: int = 64,
         fine_memory: int = 32,
         finest_memory: int = 16,
+        motion: bool = True,
         blocks: tuple[int, int, int, int] = (1, 3, 4, 4),
         attention: bool = True,
     ) -> None:
@@ -79,6 +87,9 @@ class RoadNet(Network):
         self.lateral_finest = ConvBNReLU(width, finest_memory, 1) if finest_memory else None
         self.finest_gru = ConvGRU(finest_memory) if finest_memory and recurrent else None
         self.recall = _silent(nn.Conv2d(finest_memory, 4 * classes, 1)) if finest_memory else None
+        moves = motion and recurrent
+        self.motion = FrameMotion() if moves else None
+        self.carried = CarriedLogits(finest_memory, classes) if moves else None
         # Supervision in training only.
         self.auxiliary = nn.Conv2d(PASSING8 + fine_memory, classes, 1)
         self.boundary_head = nn.Conv2d(width, 4, 1) if boundary else None
@@ -87,8 +98,13 @@ class RoadNet(Network):
         if not self.recurrent:
             return NO_STATE
         height, width = size_hw
-        channels = self.memory + 4 * self.fine_memory + 16 * self.finest_memory
-        return channels, -(-height // STATE_STRIDE), -(-width // STATE_STRIDE)
+        return sum(self._parts()), -(-height // STATE_STRIDE), -(-width // STATE_STRIDE)
+
+    def _parts(self) -> list[int]:
+        """Channels of a state's parts, as they are folded; 0 for one that the network lacks."""
+        said = self.carried.channels if self.carried else 0
+        at_quarter = self.finest_memory, said, int(self.motion is not None)
+        return [self.memory, 4 * self.fine_memory, *[16 * channels for channels in at_quarter]]
 
     def memory_readers(self) -> list[nn.Module]:
         readers: list[nn.Module] = [self.decode8[0], self.auxiliary]
@@ -109,7 +125,7 @@ class RoadNet(Network):
         state = self.first_state(frames) if state is None else state
         batch, time = frames.shape[:2]
         quarter, eighth, features = self.encode(self.normalized(frames))
-        coarse, fine, finest = self._unfold(state, eighth, quarter)
+        coarse, fine, finest, said, picture = self._unfold(state, eighth, quarter)
         if self.gru:
             features, coarse = remember(self.gru, features, coarse, time)
         eighth = self.decode8(torch.cat([resize_like(features, eighth), eighth], 1))
@@ -118,6 +134,7 @@ class RoadNet(Network):
         quarter = torch.cat([resize_like(eighth, quarter), self.lateral4(quarter)], 1)
         decoded = self.decode4(quarter)
         phases = self.head(decoded)
+        edges = decoded[:, :0]
         if self.lateral_finest and self.recall:
             edges = self.lateral_finest(decoded)
             if self.finest_gru:
@@ -131,29 +148,56 @@ class RoadNet(Network):
         if self.boundary_head:
             boundary = functional.pixel_shuffle(self.boundary_head(decoded), 2)
             auxiliary["boundary"] = by_frame(boundary)
+        if self.motion and self.carried:
+            small = by_frame(self.motion.picture(frames.flatten(0, 1), self.std).to(phases.dtype))
+            before = torch.cat([picture[:, None] / PICTURE_SCALE, small[:, :-1]], 1)
+            motion = by_frame(self.motion(small.flatten(0, 1), before.flatten(0, 1)))
+            # Of a class the mean of its four phases, by a convolution that engines are fast at.
+            mean = torch.eye(self.classes, dtype=phases.dtype, device=phases.device) / 4
+            mean = mean.repeat_interleave(4, 1)[..., None, None]
+            logits = by_frame(functional.conv2d(phases, mean))
+            change, said = self.carried(by_frame(edges), logits, said / SAID_SCALE, motion)
+            phases = phases + change.flatten(0, 1).repeat_interleave(4, 1)
+            said, picture = said * SAID_SCALE, small[:, -1] * PICTURE_SCALE
+            auxiliary["motion"] = motion
         logits = by_frame(smoothed(functional.pixel_shuffle(phases, 2)))
-        return logits, self._fold(coarse, fine, finest), auxiliary
+        return logits, self._fold(_Memory(coarse, fine, finest, said, picture)), auxiliary
 
-    def _unfold(
-        self, state: Tensor, eighth: Tensor, quarter: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The states at 1/16, 1/8 and 1/4 from the one tensor, as large as `eighth` and `quarter`."""
+    def _unfold(self, state: Tensor, eighth: Tensor, quarter: Tensor) -> _Memory:
+        """The memory from the one tensor, its parts as large as `eighth` and `quarter`."""
         if not self.recurrent:
-            return state, state, state
-        coarse, fine, finest = state.split(
-            [self.memory, 4 * self.fine_memory, 16 * self.finest_memory], 1
+            return _Memory(*[state] * 5)
+        channels = self._parts()
+        there = iter(state.split([part for part in channels if part], 1))
+        # A part that the network lacks is empty, and nothing reads it.
+        coarse, fine, *at_quarter = (next(there) if part else state[:, :0] for part in channels)
+        spread = (
+            _spread(part, 4, quarter) if size else part
+            for part, size in zip(at_quarter, channels[2:], strict=True)
         )
-        if self.finest_memory:
-            finest = _spread(finest, 4, quarter)
-        return coarse, _spread(fine, 2, eighth), finest
+        return _Memory(coarse, _spread(fine, 2, eighth), *spread)
 
-    def _fold(self, coarse: Tensor, fine: Tensor, finest: Tensor) -> Tensor:
+    def _fold(self, memory: _Memory) -> Tensor:
+        coarse, fine, *at_quarter = memory
         if not self.recurrent:
             return coarse
-        folded = [coarse, _gathered(fine, 2, coarse)]
-        if self.finest_memory:
-            folded.append(_gathered(finest, 4, coarse))
-        return torch.cat(folded, 1)
+        folded = [
+            _gathered(part, 4, coarse)
+            for part, size in zip(at_quarter, self._parts()[2:], strict=True)
+            if size
+        ]
+        return torch.cat([coarse, _gathered(fine, 2, coarse), *folded], 1)
+
+
+class _Memory(NamedTuple):
+    """What is remembered: of the GRUs at 1/16, 1/8 and 1/4, what was said of the frame before, and its
+    picture, both at 1/4. Without recurrence each is the state as it came."""
+
+    coarse: Tensor
+    fine: Tensor
+    finest: Tensor
+    said: Tensor
+    picture: Tensor
 
 
 def _spread(folded: Tensor, times: int, reference: Tensor) -> Tensor:

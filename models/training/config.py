@@ -89,15 +89,16 @@ class Losses(_Strict):
     boundary: Weight = Field(0.0, description="balanced cross-entropy of the boundary head")
     steadiness: Weight = Field(0.0, description="change along the motion of an imagined camera")
     flow_steadiness: Weight = Field(0.0, description="change along optical flow, where frames move")
+    motion: Weight = Field(0.0, description="of a network that finds motion: how far it is off")
     distillation: Weight = Field(0.0, description="divergence from the teacher's probabilities")
     temperature: float = Field(2.0, gt=0, description="softens both sides of the distillation")
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Losses:
         if not (self.cross_entropy or self.hard_pixels or self.dice or self.lovasz
-                or self.distillation):  # fmt: skip
+                or self.distillation or self.motion):  # fmt: skip
             raise ValueError(
-                "one of cross_entropy, hard_pixels, lovasz, dice, distillation must be over 0"
+                "one of cross_entropy, hard_pixels, lovasz, dice, distillation, motion must be over 0"
             )
         return self
 

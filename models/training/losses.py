@@ -258,6 +258,30 @@ def flow_steadiness_loss(logits: Tensor, flow: Tensor, multi_label: bool = False
     return _change(logits, known, here + flow[known][:, rows[:, None], columns], multi_label)
 
 
+def motion_loss(motion: Tensor, motions: Tensor, flow: Tensor | None) -> Tensor:
+    """How far the motion that a network found is off, mean over what is seen in both frames, in its cells.
+
+    Args:
+        motion: float [N, T, 2, h, w], in cells, x and y; the first frame's is not judged.
+        motions, flow: as `steadiness_loss` and `flow_steadiness_loss` want them.
+    """
+    rows, columns = motion.shape[-2:]
+    y, x = ((2 * torch.arange(n, device=motion.device) + 1) / n - 1 for n in (rows, columns))
+    here = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+    affine = motions[..., :2]
+    source = here @ affine[:, :, None].mT + motions[:, :, None, None, :, 2]
+    if flow is not None:
+        at = [(place + 1) * cells / 2 for place, cells in zip((y, x), flow.shape[2:4], strict=True)]
+        true = here + flow[:, :, at[0].long()[:, None], at[1].long()]
+        source = torch.where(source.isnan(), true, source)
+    seen = (source.abs() <= 1).all(-1)
+    if not seen.any():
+        return motion.sum() * 0
+    cells = motion.new_tensor([columns / 2, rows / 2])
+    miss = (motion[:, 1:].movedim(2, -1) - (source - here) * cells)[seen]
+    return miss.abs().sum(-1).mean()
+
+
 def _places(logits: Tensor) -> Tensor:
     """float [h', w', 2]: where the logits lie that are compared, every second one each way.
 

@@ -215,7 +215,7 @@ class Trainer:
         return ClipSampler(
             self.data.pictures, self.data.rendered, seed=seed, phase=phase,
             augment=self.config.augment_of(phase), sampling=self.config.sampling, rare=self.rare,
-            needs=Needs(masks=self.network.multi_label, flow=bool(losses.flow_steadiness)),
+            needs=Needs(masks=self.network.multi_label, flow=bool(losses.flow_steadiness or losses.motion)),
         )  # fmt: skip
 
     def _objective(self, phase: Phase) -> Objective:

@@ -121,7 +121,9 @@ class CarriedLogits(nn.Module):
     def __init__(self, looks: int, classes: int) -> None:
         super().__init__()
         self.channels = classes + 1  # and whether anything was said
-        self.gate = nn.Sequential(_conv_relu(looks + 2 * classes, 16), nn.Conv2d(16, 1, 3, padding=1))
+        self.gate = nn.Sequential(
+            _conv_relu(looks + 2 * classes, 16), nn.Conv2d(16, 1, 3, padding=1)
+        )
         nn.init.constant_(self.gate[-1].bias, -3.0)  # type: ignore[arg-type]
 
     def forward(

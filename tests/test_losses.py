@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.errors import DataError
 from models.labels import NO_CLASS, UNLABELLED_MASK
 from models.training.config import Losses
 from models.training.losses import (
@@ -245,11 +244,22 @@ def test_motion_is_judged_by_what_is_known_of_it() -> None:
     right = torch.stack([-0.5 * torch.stack([x * 3, y * 2]), torch.zeros(2, 4, 6)])
     right[1, 0, :, 3:], right[1, 1, :, 3:] = -0.75, 0.25
     motion = torch.stack([torch.full_like(right, 7.0), right], 1)  # the first frame's is not judged
-    assert motion_loss(motion, motions, flow).item() == pytest.approx(0, abs=1e-6)
+    size = (64, 96)
+    assert motion_loss(motion, motions, flow, size).item() == pytest.approx(0, abs=1e-6)
     motion[1, 1, :, :, :3] = 5.0  # where nothing is known
-    assert motion_loss(motion, motions, flow).item() == pytest.approx(0, abs=1e-6)
-    assert motion_loss(motion + 0.25, motions, flow).item() == pytest.approx(0.5)
-    assert motion_loss(motion[1:], motions[1:], None).item() == 0
+    assert motion_loss(motion, motions, flow, size).item() == pytest.approx(0, abs=1e-6)
+    assert motion_loss(motion + 0.25, motions, flow, size).item() == pytest.approx(0.5)
+    assert motion_loss(motion[1:], motions[1:], None, size).item() == 0
+
+
+def test_motion_is_in_whole_cells_where_the_last_ones_reach_beyond_the_picture() -> None:
+    """A picture of 24x40 pixels has 1.5 cells by 2.5; all of it was 8 pixels further right, 4 further up."""
+    shift = torch.tensor([[1, 0, 8 / 20], [0, 1, -4 / 12]]).expand(1, 1, 2, 3)
+    motion = torch.tensor([0.5, -0.25]).view(1, 1, 2, 1, 1).expand(1, 2, 2, 2, 3)
+    assert motion_loss(motion, shift, None, (24, 40)).item() == pytest.approx(0, abs=1e-6)
+    flow = torch.tensor([8 / 20, -4 / 12]).expand(1, 1, 6, 10, 2)
+    unknown = torch.full_like(shift, torch.nan)
+    assert motion_loss(motion, unknown, flow, (24, 40)).item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -297,6 +307,3 @@ def test_the_objective_is_the_sum_of_what_was_chosen() -> None:
     expected = functional.cross_entropy(scaled, labels[0].long())
     torch.testing.assert_close(total(plain), expected)
     torch.testing.assert_close(terms["cross_entropy"], 2 * expected)
-    del auxiliary["motion"]
-    with pytest.raises(DataError, match="this network finds no motion"):
-        Objective(Losses(motion=1.0), ONES, False).terms(logits, auxiliary, batch, None)

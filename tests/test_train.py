@@ -167,6 +167,41 @@ def test_a_phase_may_train_a_part_alone(pictures: Path, tmp_path: Path) -> None:
     assert {"stem", "head", "gru", "recall"} <= changed(6, 7)
 
 
+def test_motion_can_be_trained_alone(tmp_path: Path) -> None:
+    """On rendered clips, whose motion is optical flow."""
+    write_rendered(tmp_path / "rendered")
+    losses = {"cross_entropy": 0.0, "auxiliary": 0.0, "motion": 1.0}
+    phases = [phase(steps=4, frames=3, only="motion", losses=losses)]
+    config = tiny_config(tmp_path / "rendered", phases=phases, log_every=1)
+    trainer = Trainer(config, tmp_path / "out", quiet)
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.run()
+    after = trainer.network.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"motion"}
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    found = [line["loss"] for line in lines if "loss" in line]
+    assert all(terms.keys() == {"loss", "motion"} and terms["motion"] > 0 for terms in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"options": {"motion": False}}, r"losses\.motion of phase 0 is over 0, but RoadNet finds no motion"),
+     ({"frames": 1}, r"losses\.motion of phase 0 is over 0: it wants clips")],
+)  # fmt: skip
+def test_motion_that_cannot_be_trained_is_named(
+    pictures: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    raw = raw_config(
+        pictures, phases=[phase(frames=changes.get("frames", 2), losses={"motion": 1.0})]
+    )
+    raw["options"] = {**raw["options"], **changes.get("options", {})}
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    with pytest.raises(DataError, match=message):
+        main(path, tmp_path / "out", [])
+
+
 @pytest.mark.parametrize(
     ("only", "message"),
     [("attention2", r"phases\.0\.only: 'attention2' is found in no parameter's name, such as stem"),

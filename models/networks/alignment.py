@@ -1,6 +1,6 @@
 """A memory of what was said of the frame before, moved along with the picture.
 
-A street glides through the picture by up to a tenth of its size a frame. A memory that stays where it is
+A street glides through the picture by up to twenty pixels a frame and more. A memory that stays where it is
 smears every edge, or learns to keep little; one that moves along can be trusted. Motion is found by comparing
 the frames themselves, and what is brought along is mixed with what is seen now by a learnt gate (as in
 GRFP, Nilsson and Sminchisescu, "Semantic Video Segmentation by Gated Recurrent Flow Propagation", CVPR 2018,
@@ -17,8 +17,8 @@ from models.networks.blocks import enlarge, resize_like
 
 PICTURE_STRIDE = 4  # of the small picture by which frames are compared, and of what is carried
 MOTION_STRIDE = 16
-PATCH = 6  # cells of the small picture that a key describes, each way
-REACH = 3  # cells of 8 pixels that are searched each way
+PATCH = 6  # height and width, in cells of the small picture, of what a key describes
+REACH = 3  # cells of 8 pixels that are searched to each side: up to 24 pixels from frame to frame
 LARGEST = 32.0  # logit that is carried: a certainty of 1e-14 is certainty
 FLAT = 0.5  # norm of a normalised picture's patch under which it says little
 
@@ -67,7 +67,7 @@ class FrameMotion(nn.Module):
         """
         # Of the frames as they come, and in one convolution: engines are fast at that.
         mean = 1 / (3 * PICTURE_STRIDE**2 * deviation[:, :3])
-        mean = mean.expand(1, 3, PICTURE_STRIDE, PICTURE_STRIDE)
+        mean = mean.expand(1, 3, PICTURE_STRIDE, PICTURE_STRIDE).to(frames.dtype)
         grey = functional.conv2d(frames[:, :3], mean, stride=PICTURE_STRIDE)
         return grey - functional.avg_pool2d(grey, 9, 1, 4, count_include_pad=False)
 
@@ -120,7 +120,7 @@ class CarriedLogits(nn.Module):
 
     def __init__(self, looks: int, classes: int) -> None:
         super().__init__()
-        self.channels = classes + 1  # and whether anything was said
+        self.looks, self.channels = looks, classes + 1  # and whether anything was said
         self.gate = nn.Sequential(
             _conv_relu(looks + 2 * classes, 16), nn.Conv2d(16, 1, 3, padding=1)
         )
@@ -146,7 +146,8 @@ class CarriedLogits(nn.Module):
             before = moved(said, path)
             # Nothing where nothing was said, or where the picture did not reach.
             change = before[:, :-1] - before[:, -1:] * now
-            change = torch.sigmoid(self.gate(torch.cat([look, now, change], 1))) * change
+            shown = [look, now, change] if self.looks else [now, change]
+            change = torch.sigmoid(self.gate(torch.cat(shown, 1))) * change
             said = (now + change).clamp(-LARGEST, LARGEST)
             said = torch.cat([said, torch.ones_like(said[:, :1])], 1)
             changes.append(change)

@@ -70,7 +70,8 @@ class Network(nn.Module, ABC):
         Returns:
             logits [N, T, classes, h', w'], at full, half or quarter size; the last state; and what only
             training wants: "classes", logits [N, T, classes, H / 8, W / 8] from within the network, and
-            with a boundary head "boundary", logits [N, T, 1, h', w'].
+            with a boundary head "boundary", logits [N, T, 1, h', w'], and of a network that finds motion
+            "motion", [N, T, 2, h, w], as `FrameMotion` gives it.
         """
 
     def forward(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 State is one tensor at a sixteenth of the input's size. Its first `memory` channels are the state of a
 ConvGRU at that scale; the next, unfolded 2x2, are the state of a second one at an eighth, which keeps thin
-things steady; the last, unfolded 4x4, of a third at a quarter, which steadies edges. As in
+things steady; those after them, unfolded 4x4, of a third at a quarter, which steadies edges. As in
 RobustVideoMatting (Lin et al., WACV 2022) each GRU runs on a part of its scale's channels, and the others
 pass by it; the third's part is added to the logits. Then come, unfolded 4x4 too, the logits of the frame
 before and its small grey picture: they are moved along with the picture and mixed into those of the frame.
@@ -42,7 +42,8 @@ class RoadNet(Network):
         memory: channels of the memory at 1/16; as many bypass it.
         fine_memory: channels of the memory at 1/8.
         finest_memory: channels of the memory at 1/4; 0 for none.
-        motion: what was said of the frame before is carried along the motion between the frames.
+        motion: what was said of the frame before is carried along the motion between the frames; needs
+            `recurrent`.
         blocks: modules at each of the four scales.
         attention: self-attention over the cells at 1/32.
         others: as `Network` says.

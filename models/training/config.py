@@ -277,6 +277,10 @@ class TrainConfig(_Strict):
                     f"boundary is {self.boundary}, but losses.boundary of phase {number} is"
                     f" {losses.boundary}: give both or neither"
                 )
+            if losses.motion and phase.frames < 2:
+                raise ValueError(
+                    f"losses.motion of phase {number} is over 0: it wants clips, frames of 2 or more"
+                )
             if losses.distillation and self.teacher is None:
                 raise ValueError("losses.distillation is over 0, but there is no teacher")
         if self.teacher and not any(self.losses_of(phase).distillation for phase in self.phases):

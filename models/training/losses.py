@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.labels import NO_CLASS, UNLABELLED_MASK
+from models.networks.alignment import MOTION_STRIDE
 
 THINNING = 4  # Lovász sorts: all pixels would cost more than the network
 
@@ -258,26 +259,36 @@ def flow_steadiness_loss(logits: Tensor, flow: Tensor, multi_label: bool = False
     return _change(logits, known, here + flow[known][:, rows[:, None], columns], multi_label)
 
 
-def motion_loss(motion: Tensor, motions: Tensor, flow: Tensor | None) -> Tensor:
+def motion_loss(
+    motion: Tensor, motions: Tensor, flow: Tensor | None, size_hw: tuple[int, int]
+) -> Tensor:
     """How far the motion that a network found is off, mean over what is seen in both frames, in its cells.
 
     Args:
         motion: float [N, T, 2, h, w], in cells, x and y; the first frame's is not judged.
         motions, flow: as `steadiness_loss` and `flow_steadiness_loss` want them.
+        size_hw: of the frames; the last row and column of cells may reach beyond.
     """
-    rows, columns = motion.shape[-2:]
-    y, x = ((2 * torch.arange(n, device=motion.device) + 1) / n - 1 for n in (rows, columns))
+    # The middles of the cells, and how many of them half a picture has.
+    halves = [side / 2 / MOTION_STRIDE for side in size_hw]
+    y, x = (
+        (torch.arange(count, device=motion.device) + 0.5) / half - 1
+        for count, half in zip(motion.shape[-2:], halves, strict=True)
+    )
     here = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     affine = motions[..., :2]
     source = here @ affine[:, :, None].mT + motions[:, :, None, None, :, 2]
     if flow is not None:
-        at = [(place + 1) * cells / 2 for place, cells in zip((y, x), flow.shape[2:4], strict=True)]
-        true = here + flow[:, :, at[0].long()[:, None], at[1].long()]
+        rows, columns = (
+            ((place + 1) * cells / 2).long().clamp(max=cells - 1)
+            for place, cells in zip((y, x), flow.shape[2:4], strict=True)
+        )
+        true = here + flow[:, :, rows[:, None], columns]
         source = torch.where(source.isnan(), true, source)
-    seen = (source.abs() <= 1).all(-1)
+    seen = (source.abs() <= 1).all(-1) & (here.abs() <= 1).all(-1)
     if not seen.any():
         return motion.sum() * 0
-    cells = motion.new_tensor([columns / 2, rows / 2])
+    cells = motion.new_tensor(halves[::-1])
     miss = (motion[:, 1:].movedim(2, -1) - (source - here) * cells)[seen]
     return miss.abs().sum(-1).mean()
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional
 
-from models.errors import DataError
 from models.training.config import Losses
 from models.training.losses import (
     Truth,
@@ -49,8 +48,6 @@ class Objective:
             logits: float [N, T, K, h, w]; auxiliary: as a network's `clip` gives it.
             batch: on the device of the logits.
             teacher: the teacher's logits [N, T, K, h', w'], if there is one.
-
-        Raises DataError if a loss is wanted of what the network does not give.
         """
         losses, every = self.losses, logits.flatten(0, 1).float()
         truth = self._truth(batch)
@@ -68,9 +65,9 @@ class Objective:
                 logits.float(), batch.flow, self.multi_label
             )
         if losses.motion:
-            if "motion" not in auxiliary:
-                raise DataError("losses.motion is over 0, but this network finds no motion")
-            terms["motion"] = motion_loss(auxiliary["motion"].float(), batch.motions, batch.flow)
+            size_hw = (batch.labels.shape[-2], batch.labels.shape[-1])
+            found = auxiliary["motion"].float()
+            terms["motion"] = motion_loss(found, batch.motions, batch.flow, size_hw)
         if losses.distillation and teacher is not None:
             terms["distillation"] = distillation_loss(
                 every, teacher.flatten(0, 1).float(), losses.temperature, self.multi_label

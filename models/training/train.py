@@ -110,7 +110,7 @@ class Trainer:
         if config.init:
             self.say(start_from(self.network, config.init))
         self.average.load_state_dict(self.network.state_dict())
-        self._check_parameters()
+        self._check_phases()
         unused = any(phase.only or not config.losses_of(phase).auxiliary for phase in config.phases)
         self.clip_pass = self.place.share(_ClipPass(self.network), unused=unused)
         if config.compile:
@@ -124,13 +124,19 @@ class Trainer:
         self.log: Log | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _check_parameters(self) -> None:
+    def _check_phases(self) -> None:
+        finds_motion = getattr(self.network, "motion", None) is not None
         names = [name for name, _ in self.network.named_parameters()]
         for number, phase in enumerate(self.config.phases):
             if not any(map(phase.trains, names)):
                 raise DataError(
                     f"phases.{number}.only: {phase.only!r} is found in no parameter's name,"
                     f" such as {names[0]} and {names[-1]}"
+                )
+            if self.config.losses_of(phase).motion and not finds_motion:
+                raise DataError(
+                    f"losses.motion of phase {number} is over 0, but {self.config.network} finds no"
+                    " motion with these options: leave it out"
                 )
 
     @property

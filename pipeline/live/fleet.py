@@ -44,7 +44,7 @@ from pipeline.live.sites import FleetConfig, KnownSite, Question, Sites
 from pipeline.live.spread import Move, spread, wanted_sites
 
 _AT_ONCE = 16  # cameras that are being placed or moved
-_MOST_KEPT = 16  # memories in one report, half a megabyte each
+_MOST_KEPT = 16  # memories in one report, two megabytes each
 _log = logging.getLogger(__name__)
 
 

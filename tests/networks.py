@@ -23,7 +23,7 @@ SIZE = (40, 72)  # multiples of 8, of nothing more
 
 
 def spec_of(name: str, **changes: object) -> Spec:
-    return Spec(name, network=name, options=TINY[name], **changes)  # type: ignore[arg-type]
+    return Spec(name, **{"network": name, "options": TINY[name], **changes})  # type: ignore[arg-type]
 
 
 def footage(streams: int, times: int, planes: int = 3, size_hw: tuple[int, int] = SIZE) -> Tensor:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.export import convert, core, fix_size
 from models.networks.alignment import LARGEST, CarriedLogits, FrameMotion, moved
-from models.registry import build, load, save
-from models.spec import Spec
-from models.step import StreamStep
-from tests.networks import SIZE, TINY, footage, i420, made, spec_of
+from models.registry import build
+from tests.networks import SIZE, TINY, footage, made, spec_of
 
 ONE = torch.ones(1, 3, 1, 1)
 GRID = (48, 64)  # cells of 4 pixels
@@ -122,8 +116,7 @@ def test_an_open_gate_says_what_was_said_and_a_shut_one_what_is_seen() -> None:
 
 def test_a_network_without_it_is_what_it_was_until_something_was_said() -> None:
     torch.manual_seed(1)
-    options = {**TINY["RoadNet"], "motion": False}
-    without = build(Spec("before", network="RoadNet", options=options)).eval()
+    without = build(spec_of("RoadNet", options={**TINY["RoadNet"], "motion": False})).eval()
     network = build(spec_of("RoadNet")).eval()
     network.load_state_dict(without.state_dict(), strict=False)
     clip = footage(1, 3)
@@ -145,20 +138,3 @@ def test_each_part_of_the_state_is_heard() -> None:
         forgotten = state.clone()
         forgotten[:, part] = 0
         assert (network.clip(again, forgotten)[0] - expected).abs().max() > 1e-3
-
-
-def test_openvino_takes_it_without_the_finest_memory(tmp_path: Path) -> None:
-    torch.manual_seed(3)
-    options = {**TINY["RoadNet"], "finest_memory": 0}
-    spec = Spec("coarser", network="RoadNet", options=options)
-    files = save(tmp_path, build(spec), spec)
-    model, network = convert(files), load(str(tmp_path))[0]
-    fix_size(model, SIZE)
-    compiled = core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    step, state = StreamStep(network).eval(), torch.zeros(1, *network.state_shape(SIZE))
-    mine = state.numpy()
-    with torch.no_grad():
-        for planes in i420(frames=3):
-            _, state = step(planes, state)
-            mine = compiled([planes.numpy()[..., None], mine])[1]
-    np.testing.assert_allclose(mine, state.numpy(), atol=1e-3)

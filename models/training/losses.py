@@ -233,11 +233,7 @@ def steadiness_loss(logits: Tensor, motions: Tensor, multi_label: bool = False) 
     known = ~motions.flatten(2).isnan().any(2)
     if not known.any():
         return logits.sum() * 0
-    maps = motions[known]
-    here = _places(logits)
-    return _change(
-        logits, known, here @ maps[:, None, :, :2].mT + maps[:, None, None, :, 2], multi_label
-    )
+    return _change(logits, known, _before(_places(logits), motions[known]), multi_label)
 
 
 def flow_steadiness_loss(logits: Tensor, flow: Tensor, multi_label: bool = False) -> Tensor:
@@ -252,11 +248,7 @@ def flow_steadiness_loss(logits: Tensor, flow: Tensor, multi_label: bool = False
     if not known.any():
         return logits.sum() * 0
     here = _places(logits)
-    rows, columns = (
-        ((place + 1) * cells / 2).long()
-        for place, cells in ((here[:, 0, 1], flow.shape[2]), (here[0, :, 0], flow.shape[3]))
-    )
-    return _change(logits, known, here + flow[known][:, rows[:, None], columns], multi_label)
+    return _change(logits, known, here + _flow_at(here, flow[known]), multi_label)
 
 
 def motion_loss(
@@ -276,21 +268,32 @@ def motion_loss(
         for count, half in zip(motion.shape[-2:], halves, strict=True)
     )
     here = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    affine = motions[..., :2]
-    source = here @ affine[:, :, None].mT + motions[:, :, None, None, :, 2]
+    source = _before(here, motions)
     if flow is not None:
-        rows, columns = (
-            ((place + 1) * cells / 2).long().clamp(max=cells - 1)
-            for place, cells in zip((y, x), flow.shape[2:4], strict=True)
-        )
-        true = here + flow[:, :, rows[:, None], columns]
-        source = torch.where(source.isnan(), true, source)
+        source = torch.where(source.isnan(), here + _flow_at(here, flow), source)
     seen = (source.abs() <= 1).all(-1) & (here.abs() <= 1).all(-1)
     if not seen.any():
         return motion.sum() * 0
     cells = motion.new_tensor(halves[::-1])
     miss = (motion[:, 1:].movedim(2, -1) - (source - here) * cells)[seen]
     return miss.abs().sum(-1).mean()
+
+
+def _before(here: Tensor, motions: Tensor) -> Tensor:
+    """Where places [h, w, 2] were in the frame before, by affine maps [..., 2, 3]: [..., h, w, 2]."""
+    return here @ motions[..., None, :, :2].mT + motions[..., None, None, :, 2]
+
+
+def _flow_at(here: Tensor, flow: Tensor) -> Tensor:
+    """The flow [..., hf, wf, 2] of the cells in which places [h, w, 2] lie: [..., h, w, 2].
+
+    Of a place beyond the right or lower edge that of the last cell.
+    """
+    rows, columns = (
+        ((place + 1) * cells / 2).long().clamp(max=cells - 1)
+        for place, cells in ((here[:, 0, 1], flow.shape[-3]), (here[0, :, 0], flow.shape[-2]))
+    )
+    return flow[..., rows[:, None], columns, :]
 
 
 def _places(logits: Tensor) -> Tensor:

@@ -70,14 +70,18 @@ def convert(files: ModelFiles) -> Any:
     import torch
 
     from models.registry import load
-    from models.step import FrameStep
+    from models.step import PhasedStep
 
     network, spec = load(str(files.folder))
     height, width = spec.model_hw((360, 480))
-    channels, *size = network.state_shape((height, width))
+    frame = torch.zeros(1, 3, height, width)
+    state = network.first_state(frame)
+    channels = state.shape[1]
+    with torch.inference_mode():
+        times = width // network(frame, state)[0].shape[-1]
     model = openvino().convert_model(
-        FrameStep(network).eval(),
-        example_input=(torch.zeros(1, 3, height, width), torch.zeros(1, channels, *size)),
+        PhasedStep(network, times).eval(),
+        example_input=(frame, state),
         input=[[1, 3, -1, -1], [1, channels, -1, -1]],
     )
     return _with_colors(model)
@@ -192,11 +196,16 @@ def quantize(files: ModelFiles, frames: Iterable[np.ndarray], calibrated_with: s
     height, width = pixels[0].shape[0] * 2 // 3, pixels[0].shape[1]
     state = fix_size(model, (height, width))
     # INT8 for kernels in steps of their own a channel, activations by their range; what has no INT8
-    # form (upsampling, argmax, the gates' sigmoid and tanh) stays in float.
+    # form (upsampling, argmax, the gates' sigmoid and tanh) stays in float, and so does what merely
+    # averages: pooling and the fixed kernels that no layer holds. Those are slower in INT8.
     with redirect_stdout(sys.stderr):  # it shows its progress
         quantized = nncf.quantize(
             model, nncf.Dataset(list(_with_states(model, pixels, state))),
             preset=nncf.QuantizationPreset.MIXED, subset_size=len(pixels),
+            ignored_scope=nncf.IgnoredScope(
+                types=["AvgPool"], patterns=[r"(__module\.network/)?aten::_convolution.*"],
+                validate=False,
+            ),
         )  # fmt: skip
     path = int8_path(files)
     record = path.with_suffix(".json")

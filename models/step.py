@@ -41,10 +41,47 @@ class FrameStep(nn.Module):
             gives them, and the next state.
         """
         logits, state = self.network(frames, state)
-        logits = functional.interpolate(
-            logits, frames.shape[-2:], mode="bilinear", align_corners=False
+        return self.labels(logits, frames.shape[-2:]), state
+
+    def labels(self, logits: Tensor, size_hw: tuple[int, ...]) -> Tensor:
+        """Logits [N, K, h', w'] -> int32 [N, h, w], of the logits enlarged bilinearly."""
+        full = functional.interpolate(logits, size_hw, mode="bilinear", align_corners=False)
+        return label_map(full, self.network.multi_label)
+
+
+class PhasedStep(FrameStep):
+    """One frame of N streams, in RGB, its logits enlarged by convolutions.
+
+    Bilinear enlarging by a whole number is a small convolution for each of the places that a pixel becomes,
+    and labels can be put in their places more cheaply than logits. OpenVINO, whose interpolation, and whose
+    turning of all logits from pixels to planes, takes a sixth of RoadNet's time, needs half as long for this.
+    """
+
+    weights: Tensor
+
+    def __init__(self, network: Network, times: int) -> None:
+        """times: the input's height and width over those of the network's logits."""
+        super().__init__(network)
+        self.times = times
+        shift = (torch.arange(times) + 0.5) / times - 0.5  # of a place from the middle of its pixel
+        line = torch.stack([(-shift).clamp(min=0), 1 - shift.abs(), shift.clamp(min=0)], 1)
+        weights = line[:, None, :, None] * line[None, :, None, :]
+        self.register_buffer("weights", weights.view(-1, 1, 1, 3, 3))
+
+    def labels(self, logits: Tensor, size_hw: tuple[int, ...]) -> Tensor:
+        streams, classes, height, width = logits.shape
+        padded = functional.pad(logits, (1, 1, 1, 1), mode="replicate")
+        phases = [
+            label_map(
+                functional.conv2d(padded, kernel.expand(classes, 1, 3, 3), groups=classes),
+                self.network.multi_label,
+            )
+            for kernel in self.weights.unbind()
+        ]
+        places = torch.stack(phases, 1).view(streams, self.times, self.times, height, width)
+        return places.permute(0, 3, 1, 4, 2).reshape(
+            streams, self.times * height, self.times * width
         )
-        return label_map(logits, self.network.multi_label), state
 
 
 class StreamStep(FrameStep):

@@ -22,6 +22,7 @@ from pipeline.options import (
     INTERRUPTED,
     WRONG_USE,
     EngineName,
+    HardwareDecoding,
     ModelName,
     NetworkSize,
     Quiet,
@@ -94,6 +95,7 @@ def run(
         ),
     ] = "auto",
     size: NetworkSize = None,
+    hwaccel: HardwareDecoding = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an earlier run of the same was cut off.")
     ] = False,
@@ -166,7 +168,7 @@ def run(
                 options=OutputOptions(labels=labels, color=color, overlay=overlay),
                 model=model, engine=engine, precision=precision, size_hw=parse_size(size),
                 placement=_placement(inline, placement), address=address, resume=resume, tries=tries,
-                segmenters=segmenters, split_seconds=split,
+                segmenters=segmenters, split_seconds=split, hwaccel=hwaccel,
             )
         )  # fmt: skip
         raise typer.Exit(_execute(plan, display, metrics, trace))

@@ -38,6 +38,7 @@ class RunConfig:
             aside.
         segmenters: of each GPU of a cluster.
         split_seconds: there, files of twice this are labelled in spans about so long; None never splits.
+        hwaccel: kind of device that decodes videos, by FFmpeg's name, such as "cuda"; None for the cores.
     """
 
     sources: tuple[str, ...]
@@ -56,6 +57,7 @@ class RunConfig:
     tries: int = 3
     segmenters: int = 1
     split_seconds: float | None = None
+    hwaccel: str | None = None
 
     @property
     def far(self) -> bool:
@@ -93,6 +95,7 @@ class RunConfig:
         if self.placement == "inline" and self.address is not None:
             raise ConfigError("--inline runs in this process: it cannot be combined with --address")
         check_size(self.size_hw)
+        check_hwaccel(self.hwaccel)
 
 
 def whereto(out: str) -> dict[str, Any]:
@@ -107,3 +110,14 @@ def check_size(size_hw: tuple[int, int] | None) -> None:
         raise ConfigError(
             f"size must be multiples of 8 from 32 up, height x width, got {height}x{width}"
         )
+
+
+def check_hwaccel(name: str | None) -> None:
+    """Raises ConfigError for a kind of device that PyAV's FFmpeg cannot decode on; None is the cores."""
+    if name is None:
+        return
+    from av.codec.hwaccel import hwdevices_available  # takes a while, and few ask
+
+    known = hwdevices_available()
+    if name not in known:
+        raise ConfigError(f"unknown --hwaccel {name!r}: this FFmpeg knows {', '.join(known)}")

@@ -69,6 +69,7 @@ class Decoder(Closing):
         batch_bytes: int | None = None,
         mark_seconds: float | None = None,
         start: Mark | None = None,
+        hwaccel: str | None = None,
     ) -> None:
         """
         Args:
@@ -88,6 +89,8 @@ class Decoder(Closing):
                 where batches end then; None for never.
             start: a mark of an earlier decoder of this source, to go on from: what comes is what
                 that one gave after it.
+            hwaccel: kind of device to decode videos on, such as "cuda", where it is there and knows their
+                codec; None for the cores.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
@@ -98,7 +101,7 @@ class Decoder(Closing):
         self._source, self._model_hw = source, model_hw
         self._chunk_frames, self._pictures = chunk, pictures
         self._threads, self._stop, self._batch_bytes = threads, stop, batch_bytes
-        self._mark_seconds, self._start = mark_seconds, start
+        self._mark_seconds, self._start, self._hwaccel = mark_seconds, start, hwaccel
         self._reader: Reader | None = None
 
     def close(self) -> None:
@@ -130,7 +133,7 @@ class Decoder(Closing):
             from pipeline.session.frames import SessionReader  # few runs need it
 
             return SessionReader(self._source, self._stop)
-        return VideoReader(self._source.uri, self._threads, self._stop)
+        return VideoReader(self._source.uri, self._threads, self._stop, self._hwaccel)
 
     def _items(self, reader: Reader) -> Iterator[FrameItem]:
         chunk: _Chunk | None = None

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -75,8 +76,32 @@ class MediaFacts:
     frame_names: tuple[str, ...] | None = None
 
 
-def open_media(uri: str) -> InputContainer:
+def open_video(uri: str, hwaccel: str | None, tally: Tally) -> InputContainer:
+    """Opens a file or URL to be decoded on a device; on the cores, with a note, where it cannot be.
+
+    Args:
+        hwaccel: FFmpeg's name of the kind of device, such as "cuda"; None for the cores.
+
+    Raises as `open_media`.
+    """
+    if hwaccel is None:
+        return open_media(uri)
+    # In the context that the network uses on the same card: one of its own would take memory a source.
+    options: dict[str, object] = {"primary_ctx": "1"} if hwaccel == "cuda" else {}
+    try:
+        container = open_media(uri, HWAccel(hwaccel, allow_software_fallback=True, options=options))
+    except MediaError as error:
+        container = open_media(uri)  # it may be the source that is at fault
+        why = reason_of(error.__cause__) if isinstance(error.__cause__, Exception) else "unknown"
+        tally.note(f"decoded on the cores: {hwaccel} cannot be used here ({why})")
+    return container
+
+
+def open_media(uri: str, hwaccel: HWAccel | None = None) -> InputContainer:
     """Opens a file or URL for reading.
+
+    Args:
+        hwaccel: a device to decode on what it can; frames come from it into memory.
 
     Raises:
         SourceNotFoundError: there is no such file.
@@ -88,8 +113,9 @@ def open_media(uri: str) -> InputContainer:
     timeout = _NETWORK_TIMEOUTS_S if remote else None
     try:
         container = av.open(
-            name, container_options=options, metadata_errors="replace", timeout=timeout
-        )
+            name, container_options=options, metadata_errors="replace", timeout=timeout,
+            hwaccel=hwaccel,
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise SourceNotFoundError(f"{uri}: no such file") from error
     except (av.FFmpegError, OSError) as error:

@@ -26,6 +26,13 @@ NetworkSize = Annotated[
     str | None,
     typer.Option(metavar="HxW", help="Input size of the network; by default from the model."),
 ]
+HardwareDecoding = Annotated[
+    str | None,
+    typer.Option(
+        metavar="cuda|qsv|...",
+        help="Decode on a device, as ffmpeg's -hwaccel; on the cores where it cannot.",
+    ),
+]
 TlsCert = Annotated[
     Path | None, typer.Option(help="Certificate (PEM) of the view; its key may be in it.")
 ]

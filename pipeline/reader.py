@@ -23,6 +23,7 @@ from pipeline.media import (
     decode_packet,
     facts_of,
     open_media,
+    open_video,
     reason_of,
     set_threads,
 )
@@ -44,7 +45,9 @@ class VideoReader:
 
     gap_reason = "the clock starts anew"
 
-    def __init__(self, uri: str, threads: int, stop: Callable[[], bool] | None) -> None:
+    def __init__(
+        self, uri: str, threads: int, stop: Callable[[], bool] | None, hwaccel: str | None = None
+    ) -> None:
         """Opens the file.
 
         Args:
@@ -52,13 +55,14 @@ class VideoReader:
             threads: decoding threads; 0 for as many as there are cores.
             stop: asked once a packet whether to stop reading; the frames that the decoder still
                 holds are given.
+            hwaccel: kind of device to decode on where it can, as `open_video` has it.
 
         Raises:
             SourceNotFoundError: the file is not there.
             MediaError: it cannot be opened, or holds no video that can be decoded.
         """
         self.tally = Tally()
-        self._uri, self._threads, self._stop = uri, threads, stop
+        self._uri, self._threads, self._stop, self._hwaccel = uri, threads, stop, hwaccel
         self._closed = False
         self._saved: dict[str, Any] | None = None
         self._skipped = 0
@@ -66,10 +70,12 @@ class VideoReader:
         self.clock = Timestamps(self.facts.time_base, self.facts.average_rate)
 
     def _open(self) -> None:
-        self._container = open_media(self._uri)
+        self._container = open_video(self._uri, self._hwaccel, self.tally)
         try:
             self._stream = choose_stream(self._container, self._uri, self.tally)
             self.facts = facts_of(self._container, self._stream)
+            if self._stream.codec_context.is_hwaccel:
+                self.facts.details["decoded_on"] = self._hwaccel
         except BaseException:
             self._container.close()
             raise

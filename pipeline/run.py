@@ -293,7 +293,7 @@ def _job(
         out=config.out.absolute(), options=config.options, model=str(files.folder.absolute()),
         choice=choice, size_hw=config.size_hw, chunk=config.chunk, slots=SPREAD_LANES,
         batch_bytes=batch_bytes, facts=facts, resume=config.resume,
-        checkpoint_seconds=config.checkpoint_seconds,
+        checkpoint_seconds=config.checkpoint_seconds, hwaccel=config.hwaccel,
     )  # fmt: skip
 
 

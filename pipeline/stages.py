@@ -53,6 +53,7 @@ class Job:
         resume: go on with what an earlier run began.
         checkpoint_seconds: how often what is written is brought to the disk, with the journal; None
             for never.
+        hwaccel: kind of device that decodes, None for the cores.
     """
 
     out: Path
@@ -67,6 +68,7 @@ class Job:
     facts: dict[str, Any] = field(default_factory=dict)
     resume: bool = False
     checkpoint_seconds: float | None = 5.0
+    hwaccel: str | None = None
 
     def spec(self) -> Spec:
         return find_model(self.model).spec()
@@ -163,7 +165,7 @@ def decoder_options(job: Job, stop: Callable[[], bool] | None = None) -> dict[st
     return {
         "model_hw": spec.model_hw if size_hw is None else lambda _: size_hw,
         "chunk": job.chunk, "pictures": job.options.overlay, "batch_bytes": job.batch_bytes,
-        "stop": stop, "mark_seconds": job.checkpoint_seconds,
+        "stop": stop, "mark_seconds": job.checkpoint_seconds, "hwaccel": job.hwaccel,
     }  # fmt: skip
 
 

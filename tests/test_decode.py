@@ -21,15 +21,17 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.codec.hwaccel import HWAccel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.decode import Decoder
 from pipeline.errors import MediaError, SourceNotFoundError
 from pipeline.frames import EndOfStream, FrameBatch, Gap, StreamInfo
-from pipeline.planes import Orientation
+from pipeline.planes import Orientation, PlaneConverter
 from pipeline.sources import Source, expand
 from pipeline.timestamps import LOOK_AHEAD, Timestamps
+from tests.devices import needs_cuda
 from tests.media import (
     FRAMES,
     ORANGE_RGB,
@@ -267,6 +269,63 @@ def test_frame_count_estimate(library: Library) -> None:
     assert decode(library.get("plain.mp4")).info.frame_count == FRAMES
     assert decode(library.get("transport.ts")).info.frame_count == FRAMES  # from its duration
     assert decode(library.get("raw.h264")).info.frame_count is None
+
+
+# ---------------------------------------------------------------- on a device
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "hevc.mp4", "odd444.mp4", "covered.mp4"])
+def test_without_the_device_frames_are_decoded_on_the_cores_and_it_is_said(
+    library: Library, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(kind: str, **options: Any) -> HWAccel:
+        return HWAccel(kind, device="99", **options)  # on no machine, whatever it has
+
+    monkeypatch.setattr("pipeline.media.HWAccel", absent)
+    found = decode(library.get(name), hwaccel="cuda")
+    exact = decode(library.get(name))
+    (note,) = found.end.notes
+    assert note.startswith("decoded on the cores: cuda cannot be used here (")
+    assert all(np.array_equal(a, b) for a, b in zip(found.pixels, exact.pixels, strict=True))
+    assert (found.pts, found.info) == (exact.pts, exact.info)
+
+
+def test_what_a_device_cannot_help_is_said_as_ever(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(SourceNotFoundError, match="no such file"):
+        decode(tmp_path / "absent.mp4", hwaccel="cuda")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(MediaError, match="is not media that can be read"):
+        decode(tmp_path / "text.mp4", hwaccel="cuda")
+
+
+def test_frames_as_devices_give_them_are_the_same_to_the_network(library: Library) -> None:
+    """NVDEC's frames hold both chroma planes in one, pixel by pixel."""
+    with av.open(str(library.get("odd.mkv"))) as container:
+        frame = next(container.decode(video=0))
+    given = []
+    for layout in ("yuv420p", "nv12"):
+        converter = PlaneConverter(frame.reformat(format=layout))
+        pixels = np.empty((48, 48), np.uint8)
+        converter.write_pixels(frame.reformat(format=layout), pixels)
+        rows, columns = converter.size_hw
+        chroma = (rows + 1) // 2, (columns + 1) // 2
+        planes = tuple(np.empty(shape, np.uint8) for shape in ((rows, columns), chroma, chroma))
+        converter.write_pictures(frame.reformat(format=layout), planes)
+        given.append((pixels, *planes))
+    for planar, mixed in zip(*given, strict=True):
+        np.testing.assert_array_equal(planar, mixed)
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["plain.mp4", "hevc.mp4", "again.ts"])
+def test_nvdec_gives_the_frames_that_the_cores_give(library: Library, name: str) -> None:
+    found, exact = (
+        decode(library.get(name), hwaccel=kind, pictures=True) for kind in ("cuda", None)
+    )
+    assert (found.info.details["decoded_on"], found.end.notes) == ("cuda", ())
+    assert found.pts == exact.pts
+    for one, other in zip(found.pictures, exact.pictures, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 # ---------------------------------------------------------------- which stream, which size

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.labels import NO_CLASS
 from models.networks.roadnet import RoadNet
 from models.registry import build, load, save
 from models.spec import Spec, SpecError, find_model
-from models.step import StreamStep
+from models.step import FrameStep, PhasedStep, StreamStep
 from tests.drives import TINY_ROADNET
 
 
@@ -86,6 +87,21 @@ def test_the_step_labels_every_pixel(network: RoadNet) -> None:
     full = torch.nn.functional.interpolate(logits, (64, 96), mode="bilinear", align_corners=False)
     torch.testing.assert_close(labels, full.argmax(1).int())
     torch.testing.assert_close(after, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("times", [1, 2, 4])
+def test_enlarging_by_convolutions_is_bilinear(times: int, multi_label: bool) -> None:
+    network = RoadNet(**{**TINY_ROADNET, "multi_label": multi_label})
+    logits = torch.randn(3, 11, 5, 7) - 1
+    size_hw = (times * 5, times * 7)
+    found = PhasedStep(network, times).labels(logits, size_hw)
+    expected = FrameStep(network).labels(logits, size_hw)
+    assert found.dtype == expected.dtype == torch.int32
+    # But for rounding, where two classes are as likely.
+    assert (found == expected).double().mean() > 0.998
+    assert bool((found == NO_CLASS).any()) == multi_label
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,10 @@ def _scan(uri: str) -> tuple[list[int], list[KeyPacket], float] | None:
 class SpanReader(VideoReader):
     """The frames of a span of a video file. Raises NotAgainError if they are not those that were foretold."""
 
-    def __init__(self, uri: str, threads: int, stop: Any, span: Span) -> None:
-        super().__init__(uri, threads, stop)
+    def __init__(
+        self, uri: str, threads: int, stop: Any, span: Span, hwaccel: str | None = None
+    ) -> None:
+        super().__init__(uri, threads, stop, hwaccel)
         self._span = span
 
     def __iter__(self) -> Iterator[tuple[VideoFrame, int]]:
@@ -135,7 +137,7 @@ class SpanDecoder(Decoder):
         self._span = span
 
     def _open(self) -> VideoReader:
-        return SpanReader(self._source.uri, self._threads, self._stop, self._span)
+        return SpanReader(self._source.uri, self._threads, self._stop, self._span, self._hwaccel)
 
     def _go_on(self, reader: Any) -> tuple[int, tuple[int, int] | None, int]:
         return self._span.begin - self._span.warm, None, 0

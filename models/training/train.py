@@ -44,7 +44,7 @@ from models.training.optimize import follow, learning_rate, make_optimizer
 from models.training.place import Place
 from models.training.sampling import Batch, ClipSampler, Needs, ahead
 from models.training.tracking import Gallery, Log, Means
-from models.training.transfer import load_teacher, spec_to_train, start_from
+from models.training.transfer import load_teacher, origins, spec_to_train, start_from
 from models.training.validation import score_clips
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -99,7 +99,7 @@ class Trainer:
                 )
         self.say = say if self.place.leads else lambda line: None
         self.tick = tick if self.place.leads else lambda done, total: None
-        self.spec = spec_to_train(config)
+        self.spec, self.origins = spec_to_train(config), origins(config)
         teacher = load_teacher(config)
         self.teacher = None if teacher is None else self.place.ready(teacher)
         self.data = TrainingData.read(config)
@@ -353,6 +353,7 @@ class Trainer:
             "versions": {"python": python_version(),
                          **{name: version(name) for name in ("roadmask", "torch", "numpy")}},
             "config": json.loads(self.config.model_dump_json()),
+            **self.origins,
         }  # fmt: skip
 
     def _identity(self) -> dict[str, Any]:

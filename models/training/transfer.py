@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from models.errors import DataError
 from models.networks.recurrent import Network
@@ -47,6 +48,23 @@ def start_from(network: Network, model: str) -> str:
     fresh = [name for name in own if name not in fitting]
     rest = f"; new: {', '.join(fresh[:4])}{' and more' if len(fresh) > 4 else ''}" if fresh else ""
     return f"started from {model}: {len(fitting)} of {len(own)} tensors{rest}"
+
+
+def origins(config: TrainConfig) -> dict[str, dict[str, Any]]:
+    """Of the model that a training starts from, and of its teacher, which they are and how they came about.
+
+    Raises SpecError if there is no such model.
+    """
+    found = {}
+    for role, model in (("started_from", config.init), ("taught_by", config.teacher)):
+        if model is not None:
+            files = find_model(model)
+            found[role] = {
+                "model": model,
+                "weights_sha256": files.weights_sha256(),
+                "training": files.spec().training,
+            }
+    return found
 
 
 def load_teacher(config: TrainConfig) -> Network | None:

@@ -14,7 +14,7 @@ from models.export import ensure_quantizer, quantize
 from models.spec import ModelFiles, Spec, SpecError
 from pipeline.decode import Decoder
 from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
-from pipeline.errors import ConfigError, EngineError, ModelError, OutputError
+from pipeline.errors import ConfigError, ModelError, OutputError
 from pipeline.frames import FrameBatch
 from pipeline.run import check_size, model_files
 from pipeline.sources import Source, expand
@@ -71,7 +71,7 @@ def compile_engine(
     say(f"built in {seconds:.1f} s, {built.size_bytes / 1e6:.1f} MB, {size_hw[0]}x{size_hw[1]}")
     try:
         _check(choice, files, spec, size_hw, streams, say)
-    except EngineError:
+    except BaseException:
         built.forget()  # else `run` would take it
         raise
     return built.path

@@ -116,8 +116,10 @@ def check_hwaccel(name: str | None) -> None:
     """Raises ConfigError for a kind of device that PyAV's FFmpeg cannot decode on; None is the cores."""
     if name is None:
         return
-    from av.codec.hwaccel import hwdevices_available  # takes a while, and few ask
+    from pipeline.media import hardware_devices  # takes a while, and few ask
 
-    known = hwdevices_available()
+    known = hardware_devices()
     if name not in known:
-        raise ConfigError(f"unknown --hwaccel {name!r}: this FFmpeg knows {', '.join(known)}")
+        raise ConfigError(
+            f"unknown --hwaccel {name!r}: this FFmpeg decodes on {', '.join(known) or 'none'}"
+        )

@@ -80,7 +80,8 @@ class Journal(Closing):
 
     Raises:
         OutputError: the folder cannot be written to, or another run does.
-        ResumeError: the record is of another source, model, size, or the like.
+        ResumeError: the record is of another source, model, size, or the like; not of another engine, which
+            goes on where the last one was.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], resume: bool) -> None:
@@ -127,22 +128,32 @@ class Journal(Closing):
             return None
         if record is None:
             return None
-        check_identity(self.folder, record.identity, self.identity)
-        return replace(record, resumed_at=[*record.resumed_at, record.mark.frame_index])
+        place = record.mark.frame_index
+        sink, other = record.sink, check_identity(self.folder, record.identity, self.identity)
+        if other is not None:  # told with the results, whoever finishes them
+            sink = {**sink, "notes": [*sink["notes"], f"from frame {place} on {other}"]}
+        return replace(record, sink=sink, resumed_at=[*record.resumed_at, place])
 
 
-def check_identity(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raises ResumeError that says in what the two differ, if they do."""
-    changed = [
-        f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
+def check_identity(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """What of the engine is another, in a few words; None if nothing is.
+
+    Its labels are the same but for rounding, and the memory is the network's: it may go on.
+
+    Raises ResumeError that says in what else the two differ, if they do.
+    """
+    changed = {
+        name: f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
         for name in dict.fromkeys([*old, *new])
         if old.get(name) != new.get(name)
-    ]
-    if changed:
+    }
+    essential = [line for name, line in changed.items() if name not in _ENGINE]
+    if essential:
         raise ResumeError(
-            f"{folder}: cannot be gone on with: {', '.join(changed)}; give what it was begun with,"
+            f"{folder}: cannot be gone on with: {', '.join(essential)}; give what it was begun with,"
             " or begin anew without --resume"
         )
+    return ", ".join(changed.values()) or None
 
 
 def read(folder: Path) -> Record | None:
@@ -225,6 +236,14 @@ def stream_from_json(data: dict[str, Any]) -> StreamInfo:
         "frame_names": None if names is None else tuple(names),
     }  # fmt: skip
     return StreamInfo(**{**data, **changed})
+
+
+# What of an identity says by which means labels come about rather than what they are of.
+_RUNTIMES = ("openvino", "torch", "torch-tensorrt", "torch-tensorrt-rtx")
+_ENGINE = {
+    "the engine", "the engine's precision", "the model's compiled form",
+    *(f"the version of {name}" for name in _RUNTIMES),
+}  # fmt: skip
 
 
 def identity_of(source: Source, facts: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from av.codec import Codec
 from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
@@ -22,6 +23,9 @@ _NETWORK_TIMEOUTS_S = (10.0, 30.0)  # to open, to read
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
 _TEXT_FORMATS = ("tty",)  # FFmpeg draws text files as pictures of a terminal
 _MOST_NOTES = 20
+# The device's first context, which PyTorch uses too; as it is current already; one of its own, which takes
+# memory a source. FFmpeg refuses the first where somebody else has made it with other flags.
+_CUDA_CONTEXTS: tuple[dict[str, object], ...] = ({"primary_ctx": "1"}, {"current_ctx": "1"}, {})
 
 
 @dataclass
@@ -86,15 +90,34 @@ def open_video(uri: str, hwaccel: str | None, tally: Tally) -> InputContainer:
     """
     if hwaccel is None:
         return open_media(uri)
-    # In the context that the network uses on the same card: one of its own would take memory a source.
-    options: dict[str, object] = {"primary_ctx": "1"} if hwaccel == "cuda" else {}
-    try:
-        container = open_media(uri, HWAccel(hwaccel, allow_software_fallback=True, options=options))
-    except MediaError as error:
-        container = open_media(uri)  # it may be the source that is at fault
-        why = reason_of(error.__cause__) if isinstance(error.__cause__, Exception) else "unknown"
-        tally.note(f"decoded on the cores: {hwaccel} cannot be used here ({why})")
+    why = ""
+    for options in _CUDA_CONTEXTS if hwaccel == "cuda" else ({},):
+        try:
+            return open_media(
+                uri, HWAccel(hwaccel, allow_software_fallback=True, options=dict(options))
+            )
+        except MediaError as error:
+            why = reason_of(error.__cause__ or error)
+    container = open_media(uri)  # it may be the source that is at fault
+    tally.note(f"decoded on the cores: {hwaccel} cannot be used here: no device or driver ({why})")
     return container
+
+
+def decodes_on(stream: VideoStream, hwaccel: str) -> bool:
+    """Whether the frame that a stream has just given came from a device."""
+    context = stream.codec_context
+    formats = {
+        config.format.name
+        for config in context.codec.hardware_configs
+        if config.format is not None and config.device_type.name == hwaccel
+    }
+    return context.is_hwaccel and context.pix_fmt in formats
+
+
+def hardware_devices() -> list[str]:
+    """Kinds of devices that this FFmpeg decodes on, by its names."""
+    configs = Codec("h264", "r").hardware_configs
+    return sorted({config.device_type.name for config in configs if config.is_supported})
 
 
 def open_media(uri: str, hwaccel: HWAccel | None = None) -> InputContainer:
@@ -158,13 +181,22 @@ def set_threads(stream: VideoStream, threads: int) -> None:
         stream.codec_context.thread_type = "AUTO"
 
 
-def decode_packet(stream: VideoStream, packet: Packet | None, tally: Tally) -> list[VideoFrame]:
-    """The frames a packet completes, none if it is damaged; None asks for those still held back."""
+def decode_packet(
+    stream: VideoStream, packet: Packet | None, tally: Tally, on_device: bool = False
+) -> list[VideoFrame]:
+    """The frames a packet completes, none if it is damaged; None asks for those still held back.
+
+    Raises MediaError if `on_device` and it is not the packet that is at fault.
+    """
     try:
         return stream.decode(packet)
     except av.EOFError:
         return []
-    except av.FFmpegError:
+    except av.FFmpegError as error:
+        if on_device and isinstance(error, (av.error.ExternalError, av.error.MemoryError)):
+            raise MediaError(
+                f"the device failed to decode ({reason_of(error)}): try without --hwaccel"
+            ) from error
         # Also while draining: the error is that of a packet sent before.
         tally.undecodable_packets += 1
         return []
@@ -233,6 +265,6 @@ def _why_not_media(uri: str, error: Exception, remote: bool) -> str:
     return f"is not media that can be read ({reason_of(error)}); expected a video or an image"
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())

@@ -29,8 +29,8 @@ NetworkSize = Annotated[
 HardwareDecoding = Annotated[
     str | None,
     typer.Option(
-        metavar="cuda|qsv|...",
-        help="Decode on a device, as ffmpeg's -hwaccel; on the cores where it cannot.",
+        metavar="cuda|...",
+        help="Decode videos on a device (cuda: NVDEC); on the cores, with a note, where it cannot.",
     ),
 ]
 TlsCert = Annotated[

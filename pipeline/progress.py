@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import asdict
 from typing import Self, TextIO
 
@@ -91,6 +92,7 @@ class Display(Terminal):
         self.sources = 0
         self.meter = Meter()
         self.failed = 0
+        self._reasons: Counter[str] = Counter()
         self._shown = 0.0
 
     def __enter__(self) -> Self:
@@ -132,7 +134,11 @@ class Display(Terminal):
             self.line(self._summed_up(total))
 
     def summary(self) -> None:
-        """One line at the end."""
+        """One line at the end, and one for each reason why several sources failed."""
+        for reason, times in self._reasons.items():
+            if times > 1:
+                more = f"{times - 1} more source{'s' if times > 2 else ''}"
+                self.line(f"error: {more} failed for the same reason: {reason}")
         if not self.quiet:
             good = self.meter.reports - self.failed
             failed = f", {self.failed} failed" if self.failed else ""
@@ -155,7 +161,11 @@ class Display(Terminal):
     def _show_report(self, report: SourceReport) -> None:
         if report.error is not None:
             self.failed += 1
-            self.line(f"error: {report.error}")
+            # One that names no source, such as an engine's, is everybody's, and said once.
+            reason = report.error.partition("; --resume")[0]
+            self._reasons[reason] += report.source not in reason
+            if self._reasons[reason] <= 1:
+                self.line(f"error: {report.error}")
             if report.details and self.verbose:
                 self.line(report.details)
         if not self.quiet:

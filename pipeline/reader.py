@@ -21,6 +21,7 @@ from pipeline.media import (
     Tally,
     choose_stream,
     decode_packet,
+    decodes_on,
     facts_of,
     open_media,
     open_video,
@@ -74,8 +75,6 @@ class VideoReader:
         try:
             self._stream = choose_stream(self._container, self._uri, self.tally)
             self.facts = facts_of(self._container, self._stream)
-            if self._stream.codec_context.is_hwaccel:
-                self.facts.details["decoded_on"] = self._hwaccel
         except BaseException:
             self._container.close()
             raise
@@ -164,13 +163,29 @@ class VideoReader:
         for packet in self._until_stopped(packets):
             if packet is not None:
                 self._trail.pass_packet(packet, self.tally.undecodable_packets)
-            frames = decode_packet(self._stream, packet, self.tally)
+            on_device = self._stream.codec_context.is_hwaccel
+            try:
+                frames = decode_packet(self._stream, packet, self.tally, on_device)
+            except MediaError as error:
+                raise MediaError(f"{self._uri}: {error}") from error
+            if frames and not given and self._hwaccel is not None:
+                self._tell_where(self._hwaccel)
             sent += packet is not None and packet.size > 0 and not packet.is_discard
             given += len(frames)
             yield from frames
         missing = sent - given - self.tally.undecodable_packets
         if self._threads != 1 and missing > 0 and not self.tally.interrupted:
             yield from self._lost_while_draining(given)
+
+    def _tell_where(self, hwaccel: str) -> None:
+        """Of the first frame: whether it came from the device; FFmpeg itself falls back in silence."""
+        if decodes_on(self._stream, hwaccel):
+            self.facts.details["decoded_on"] = hwaccel
+        elif not any(note.startswith("decoded on the cores") for note in self.tally.notes):
+            codec = " ".join(
+                self.facts.details[key] for key in ("codec", "profile") if key in self.facts.details
+            )
+            self.tally.note(f"decoded on the cores: {hwaccel} does not decode {codec}")
 
     def why_no_frame(self) -> str:
         """What is wrong with a source of which not one frame came."""

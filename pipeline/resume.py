@@ -86,12 +86,13 @@ def _finished(job: Job, source: Source) -> SourceReport | None:
         (folder / JOURNAL).unlink(missing_ok=True)
     if not manifest or manifest.get("interrupted"):
         return None
-    check_identity(folder, manifest.get("identity") or {}, job.identity(source))
+    other = check_identity(folder, manifest.get("identity") or {}, job.identity(source))
     # An actor that outlived its driver for a moment may have finished what the next run had begun anew.
     tidy_finished(folder, PATIENCE_SECONDS)
     return SourceReport(
         source.stream_id, source.uri, manifest["frames_out"],
-        notes=("an earlier run has finished it",), folder=str(folder),
+        notes=("an earlier run has finished it" + (f": {other}" if other else ""),),
+        folder=str(folder),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.batch import Batcher, Request
 from pipeline.engines import Engine, MakeEngine
 from pipeline.engines.memory import device_bytes
+from pipeline.errors import EngineError
 from pipeline.frames import (
     EndOfStream,
     FrameBatch,
@@ -129,9 +130,20 @@ class Segmenter:
                     yield item
                     if isinstance(item, EndOfStream):
                         return
+            except EngineError:
+                if lane is not None:
+                    self._drop(lane)
+                raise
             finally:
                 if lane is not None:
                     lane.leave(stream_id)
+
+    def _drop(self, lane: _Lane) -> None:
+        """Give no stream a lane whose engine has failed: the next one gets a new engine, and its chance."""
+        with self._lock:
+            for lanes in self._lanes.values():
+                if lane in lanes:
+                    lanes.remove(lane)
 
 
 class _Lane:

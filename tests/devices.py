@@ -110,6 +110,10 @@ class FakeDevice:
         return replay
 
 
+# Tensors made of Python's numbers: on a GPU copies from memory that is not pinned, which no graph can hold.
+FROM_HOST = ("lift_fresh", "lift_fresh_copy", "scalar_tensor")
+
+
 class Record(TorchDispatchMode):
     """What was done to which tensors, without the Python that did it, as in a CUDA graph."""
 
@@ -118,6 +122,8 @@ class Record(TorchDispatchMode):
         self.calls: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        name = func.overloadpacket.__name__
+        assert name not in FROM_HOST, f"{name} would copy from the host inside a capture"
         result = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, result))
         return result

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from models.spec import find_model
 from pipeline.batch import Batcher, Request, Waiting
 from pipeline.engines import MakeEngine, choose_engine, engine_factory
 from pipeline.engines.counting import CountingEngine
+from pipeline.errors import EngineError
 from pipeline.frames import FrameBatch, FrameItem, Gap, LabelBatch
 from pipeline.segmenter import Segmenter
 from tests.streams import batches, frame_pixels, stream_info
@@ -319,6 +321,26 @@ def test_streams_are_spread_over_the_engines_and_take_their_slots_back() -> None
     assert len(made) == 2
     for engine in made:  # both streams of each: six frames in each slot
         assert sorted(engine.bank[:, 0, 0, 0]) == [0, 6, 6]
+
+
+def test_an_engine_that_has_failed_is_given_to_nobody_else() -> None:
+    class Failing(CountingEngine):
+        def step(self, *args: Any) -> np.ndarray:
+            raise EngineError("the device is lost")
+
+    made: list[CountingEngine] = []
+
+    def make(hw: tuple[int, int]) -> CountingEngine:
+        made.append((CountingEngine if made else Failing)(hw, 2))
+        return made[-1]
+
+    segmenter = Segmenter(make)
+    drive = [*batches(stream_info("a", SIZE), frame_pixels(1, 6, SIZE), 2)]
+    with pytest.raises(EngineError, match="the device is lost"):
+        labels_and_steps(segmenter, iter(drive))
+    found = labels_and_steps(segmenter, iter(drive))
+    assert len(made) == 2
+    np.testing.assert_array_equal(found[0][:, -1, -1], np.arange(1, 7))
 
 
 def test_a_leader_that_is_interrupted_leaves_the_others_a_leader() -> None:

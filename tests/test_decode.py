@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from pipeline.decode import Decoder
 from pipeline.errors import MediaError, SourceNotFoundError
 from pipeline.frames import EndOfStream, FrameBatch, Gap, StreamInfo
+from pipeline.media import Tally, decode_packet
 from pipeline.planes import Orientation, PlaneConverter
 from pipeline.sources import Source, expand
 from pipeline.timestamps import LOOK_AHEAD, Timestamps
@@ -285,9 +286,29 @@ def test_without_the_device_frames_are_decoded_on_the_cores_and_it_is_said(
     found = decode(library.get(name), hwaccel="cuda")
     exact = decode(library.get(name))
     (note,) = found.end.notes
-    assert note.startswith("decoded on the cores: cuda cannot be used here (")
+    assert note.startswith("decoded on the cores: cuda cannot be used here: no device or driver")
     assert all(np.array_equal(a, b) for a, b in zip(found.pixels, exact.pixels, strict=True))
     assert (found.pts, found.info) == (exact.pts, exact.info)
+
+
+def test_a_codec_that_a_device_does_not_know_is_decoded_on_the_cores(library: Library) -> None:
+    found = decode(library.get("odd.mkv"), hwaccel="cuda")  # FFV1
+    assert found.end.notes == ("decoded on the cores: cuda does not decode ffv1",)
+    assert same_frames(
+        replace(found, end=replace(found.end, notes=())), decode(library.get("odd.mkv"))
+    )
+
+
+def test_a_device_that_fails_is_no_damaged_packet() -> None:
+    class Lost:
+        def decode(self, packet: Any) -> list[Any]:
+            raise av.error.ExternalError(0, "lost")
+
+    tally = Tally()
+    assert decode_packet(Lost(), None, tally) == []  # type: ignore[arg-type]
+    assert tally.undecodable_packets == 1
+    with pytest.raises(MediaError, match="the device failed to decode"):
+        decode_packet(Lost(), None, tally, on_device=True)  # type: ignore[arg-type]
 
 
 def test_what_a_device_cannot_help_is_said_as_ever(library: Library, tmp_path: Path) -> None:

@@ -36,6 +36,26 @@ def test_what_failed_adds_nothing_to_what_is_left() -> None:
     assert (meter.done, meter.total(sources=1)) == (8, 100)
 
 
+def test_what_stops_every_source_is_said_once() -> None:
+    stream = io.StringIO()
+    with Display(stream=stream) as display:
+        display.begin(4)
+        for name in "abc":
+            error = (
+                "the GPU ran out of memory: try a smaller --size; --resume goes on behind frame "
+            )
+            display.show(SourceReport(name, f"{name}.mp4", error=error + str(ord(name))))
+        display.show(SourceReport("d", "d.mp4", error="d.mp4: no such file"))
+        display.summary()
+    errors = [line for line in stream.getvalue().splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: the GPU ran out of memory: try a smaller --size; --resume goes on behind frame 97",
+        "error: d.mp4: no such file",
+        "error: 2 more sources failed for the same reason: the GPU ran out of memory: try a smaller --size",
+    ]
+    assert display.failed == 4
+
+
 def test_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     stream = io.StringIO()
     with Display(stream=stream, as_json=True) as display:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from pipeline.decode import Decoder
+from pipeline.engines import choose_engine
 from pipeline.errors import OutputError
 from pipeline.frames import (
     GROUP_FRAMES,
@@ -680,7 +681,6 @@ def test_without_resume_it_is_begun_anew_and_said(
     ("changes", "message"),
     [
         ({"size_hw": (64, 64)}, r"the network's size was by the source's aspect, is \[64, 64\]"),
-        ({"engine": "cpu"}, "the engine was counting, is cpu"),
         ({"options": OutputOptions(color=False)}, "the option color was True, is False"),
     ],
 )
@@ -696,6 +696,32 @@ def test_another_run_s_results_are_refused(
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(plan.failures[0].error)
     assert contents(tmp_path / "clip") == before
+
+
+@pytest.mark.parametrize("until", [120, None])
+def test_another_engine_goes_on_and_it_is_said(
+    clip: Path,
+    tmp_path: Path,
+    right: np.ndarray,
+    until: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reports(config([clip], tmp_path), until=until)
+    monkeypatch.setattr(
+        "pipeline.run.choose_engine",
+        lambda *asked, **more: replace(choose_engine(*asked, **more), runtime="fingers"),
+    )
+    report = reports(config([clip], tmp_path, resume=True))["clip"]
+    assert report.error is None
+    np.testing.assert_array_equal(labels(tmp_path), right)
+    manifest = json.loads((tmp_path / "clip" / "manifest.json").read_text())
+    changed = "the engine's precision was NumPy, is fingers"
+    if until is None:
+        assert report.notes == (f"an earlier run has finished it: {changed}",)
+        assert manifest["identity"]["the engine's precision"] == "NumPy"
+    else:
+        assert manifest["notes"] == [f"from frame 96 on {changed}"]
+        assert manifest["identity"]["the engine's precision"] == "fingers"
 
 
 def test_a_changed_source_is_refused(clip: Path, tmp_path: Path, right: np.ndarray) -> None:

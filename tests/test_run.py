@@ -181,7 +181,7 @@ def test_bad_sources_are_named_and_harm_no_other(clips: Path, tmp_path: Path) ->
         (["--size", "100x100"], "size must be multiples of 8 from 32 up, height x width"),
         (["--labels", "gif"], "gif"),
         (["--placement", "nowhere"], "unknown placement 'nowhere'"),
-        (["--hwaccel", "abacus"], "unknown --hwaccel 'abacus': this FFmpeg knows cuda"),
+        (["--hwaccel", "abacus"], "unknown --hwaccel 'abacus': this FFmpeg decodes on cuda"),
         (["--inline", "--address", "auto"], "cannot be combined with --address"),
         (["--split", "60"], "--split and --segmenters are for jobs over a cluster or buckets"),
         (

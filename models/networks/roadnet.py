@@ -49,6 +49,8 @@ class RoadNet(Network):
         others: as `Network` says.
     """
 
+    smoothing: Tensor
+
     def __init__(
         self,
         classes: int = 11,
@@ -86,6 +88,9 @@ class RoadNet(Network):
         # Four logits a class and cell, laid out 2x2: half-size logits at the cost of a quarter's.
         self.head = nn.Conv2d(width, 4 * classes, 1)
         self.lateral_finest = ConvBNReLU(width, finest_memory, 1) if finest_memory else None
+        # In a buffer: what is made of numbers at each call comes from the host, which no CUDA graph records.
+        line = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("smoothing", line[:, None] * line, persistent=False)
         self.finest_gru = ConvGRU(finest_memory) if finest_memory and recurrent else None
         self.recall = _silent(nn.Conv2d(finest_memory, 4 * classes, 1)) if finest_memory else None
         moves = motion and recurrent
@@ -161,7 +166,7 @@ class RoadNet(Network):
             phases = phases + change.flatten(0, 1).repeat_interleave(4, 1)
             said, picture = said * SAID_SCALE, small[:, -1] * PICTURE_SCALE
             auxiliary["motion"] = motion
-        logits = by_frame(smoothed(functional.pixel_shuffle(phases, 2)))
+        logits = by_frame(smoothed(functional.pixel_shuffle(phases, 2), self.smoothing))
         return logits, self._fold(_Memory(coarse, fine, finest, said, picture)), auxiliary
 
     def _unfold(self, state: Tensor, eighth: Tensor, quarter: Tensor) -> _Memory:
@@ -221,16 +226,16 @@ def _silent(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def smoothed(logits: Tensor) -> Tensor:
-    """[M, K, h, w] filtered by 1 2 1 each way.
+def smoothed(logits: Tensor, kernel: Tensor) -> Tensor:
+    """[M, K, h, w] filtered by a kernel [3, 3], 1 2 1 each way.
 
     The four phases of a pixel shuffle are learnt apart and differ by a little, which dots every edge
     (Odena et al., "Deconvolution and Checkerboard Artifacts", 2016). This filter is zero at just that period.
     """
-    kernel = logits.new_tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]) / 16
     padded = functional.pad(logits, (1, 1, 1, 1), mode="replicate")
     classes = logits.shape[1]
-    return functional.conv2d(padded, kernel.expand(classes, 1, 3, 3), groups=classes)
+    weights = kernel.to(logits.dtype).expand(classes, 1, 3, 3)
+    return functional.conv2d(padded, weights, groups=classes)
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int = 2) -> nn.Sequential:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from pipeline.errors import EngineError
 
 Work = Callable[[], object]
+_CAPTURE = Lock()  # another thread that waits for the whole device meanwhile would spoil a capture
 WARM_UPS = 3  # before a capture: libraries set themselves up in their first calls
 
 
@@ -92,6 +94,7 @@ class CudaDevice:
         self.torch_device = torch.device("cuda")
         try:
             self.name = torch.cuda.get_device_name()
+            torch.backends.cudnn.allow_tf32 = False  # float32 is what it says, as for matrices
             # No graph is replayed while another runs, and none leaves anything in this memory.
             self._pool = torch.cuda.graph_pool_handle()
         except (RuntimeError, AssertionError) as error:
@@ -108,15 +111,16 @@ class CudaDevice:
 
     def capture(self, stream: Stream, body: Work) -> Work:
         assert isinstance(stream, CudaStream)
-        torch.cuda.synchronize()  # what made the tensors ran in another stream
-        for _ in range(WARM_UPS):
-            stream.run(body)
-        stream.record().synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Other engines' threads may allocate meanwhile.
-        mode = "thread_local"
-        with torch.cuda.graph(graph, self._pool, stream.raw, capture_error_mode=mode):
-            body()
+        with _CAPTURE:
+            torch.cuda.synchronize()  # what made the tensors ran in another stream
+            for _ in range(WARM_UPS):
+                stream.run(body)
+            stream.record().synchronize()
+            graph = torch.cuda.CUDAGraph()
+            # Other engines' threads may allocate meanwhile.
+            mode = "thread_local"
+            with torch.cuda.graph(graph, self._pool, stream.raw, capture_error_mode=mode):
+                body()
         return graph.replay
 
 

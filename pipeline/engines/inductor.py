@@ -41,6 +41,8 @@ def build(
     Raises EngineError where there is no compiler, or it fails.
     """
     step = load_step(files, choice.precision, device, model_hw, streams)
+    # The compiler chooses layouts by itself only where the number of streams is fixed.
+    step = step.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     program = export_program(step, model_hw, streams)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "step.pt2"
@@ -84,6 +86,9 @@ def load(
     where = artefact(choice, files, model_hw, device)
     try:
         _, record = where.read()
-        return torch._inductor.aoti_load_package(str(where.path)), int(record["streams"])
+        # Single-threaded, it asks for no event between calls, which a CUDA graph could not record; the
+        # engine makes one call at a time anyway.
+        step = torch._inductor.aoti_load_package(str(where.path), run_single_threaded=True)
+        return step, int(record["streams"])
     except (EngineError, RuntimeError):
         return None  # PyTorch's own kernels do as well

@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 
 from models.errors import QuantizationError
-from models.spec import ModelFiles
+from models.spec import ModelFiles, SpecError
 
 _CORE_LOCK = Lock()
+_FORM = 2  # of INT8 models: to be counted on when `convert` or `quantize` give another
+# Names of convolutions that no layer holds: the step's, the network's own and its motion's averages.
+FIXED_KERNELS = r"(__module\.network(\.motion)?/)?aten::_convolution.*"
 
 
 def core() -> Any:
@@ -78,7 +81,13 @@ def convert(files: ModelFiles) -> Any:
     state = network.first_state(frame)
     channels = state.shape[1]
     with torch.inference_mode():
-        times = width // network(frame, state)[0].shape[-1]
+        rows, columns = network(frame, state)[0].shape[-2:]
+    times = width // columns
+    if (times * rows, times * columns) != (height, width):
+        raise SpecError(
+            f"logits of {rows}x{columns} for frames of {height}x{width}: OpenVINO's step wants a"
+            " network whose logits are smaller by a whole number"
+        )
     model = openvino().convert_model(
         PhasedStep(network, times).eval(),
         example_input=(frame, state),
@@ -146,16 +155,17 @@ def check_int8(files: ModelFiles) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         made_of, digest = None, None
     if made_of != _made_of(files):
-        raise QuantizationError(f"{path} was made of other weights: {how}")
+        raise QuantizationError(f"{path} was made of other weights or by another version: {how}")
     if digest != _int8_sha256(path):
         raise QuantizationError(f"{path} or its .bin is damaged: {how}")
     return str(digest)
 
 
 def _made_of(files: ModelFiles) -> str:
-    """SHA-256 of the weights and of all in the specification that the network depends on."""
+    """SHA-256 of the weights, of all in the specification that the network depends on, and of the form."""
     spec = replace(files.spec(), training={}, measured={})
-    return hashlib.sha256(f"{files.weights_sha256()} {spec.to_json()}".encode()).hexdigest()
+    made_of = f"{_FORM} {files.weights_sha256()} {spec.to_json()}"
+    return hashlib.sha256(made_of.encode()).hexdigest()
 
 
 def _int8_sha256(path: Path) -> str:
@@ -203,7 +213,7 @@ def quantize(files: ModelFiles, frames: Iterable[np.ndarray], calibrated_with: s
             model, nncf.Dataset(list(_with_states(model, pixels, state))),
             preset=nncf.QuantizationPreset.MIXED, subset_size=len(pixels),
             ignored_scope=nncf.IgnoredScope(
-                types=["AvgPool"], patterns=[r"(__module\.network/)?aten::_convolution.*"],
+                types=["AvgPool"], patterns=[FIXED_KERNELS],
                 validate=False,
             ),
         )  # fmt: skip

@@ -20,6 +20,7 @@ from pipeline.run import check_size, model_files
 from pipeline.sources import Source, expand
 
 WIDESCREEN_HW = (720, 1280)  # footage is mostly of this shape
+RUN_FRAMES = 8  # to calibrate with, in a row
 Say = Callable[[str], None]
 
 
@@ -111,7 +112,7 @@ def make_int8(
     """Make a model's INT8 form from footage; returns the file beside its weights.
 
     Args:
-        sources: files, folders, globs; their frames follow each other, thinned evenly to `frames`.
+        sources: files, folders, globs; their frames follow each other, thinned to `frames` as `thinned` does.
         size_hw: input size to calibrate at; None for what the model says of the first source.
 
     Raises ModelError, ConfigError (nothing to make it with) or what reading a source raises.
@@ -164,14 +165,25 @@ def _pixels(sources: tuple[Source, ...], size_hw: tuple[int, int]) -> Iterator[n
 
 
 def thinned(frames: Iterator[np.ndarray], count: int) -> list[np.ndarray]:
-    """`count` of the frames (all if there are fewer), evenly spread; never holds more than twice as many."""
-    kept: list[np.ndarray] = []
+    """`count` of the frames (all if there are fewer), in runs evenly spread; holds twice as many at most.
+
+    In a run frames follow each other as they were filmed: a memory must be calibrated with motion as it is.
+    """
+    length = min(RUN_FRAMES, max(1, count // 8))  # few frames tell more apart
+    most = -(-count // length)
+    runs: list[list[np.ndarray]] = []
     step = 1
     for number, frame in enumerate(frames):
-        if number % step == 0:
-            kept.append(frame.copy())  # not the whole batch that it is a part of
-        if len(kept) == 2 * count:
-            kept, step = kept[::2], 2 * step
-    if len(kept) <= count:
-        return kept
-    return [kept[number * len(kept) // count] for number in range(count)]
+        run, place = divmod(number, length)
+        if run % step:
+            continue
+        if place == 0:
+            if len(runs) == 2 * most:
+                runs, step = runs[::2], 2 * step
+                if run % step:
+                    continue
+            runs.append([])
+        runs[-1].append(frame.copy())  # not the whole batch that it is a part of
+    if len(runs) > most:
+        runs = [runs[number * len(runs) // most] for number in range(most)]
+    return [frame for run in runs for frame in run][:count]

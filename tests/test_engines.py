@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.export import core, int8_path
+from models.export import FIXED_KERNELS, core, int8_path
 from models.registry import build, load, save
 from models.spec import ModelFiles, Spec
 from models.step import StreamStep
@@ -59,7 +60,8 @@ def test_batches_and_chunks_do_not_change_labels(files: ModelFiles, runtime: str
         for time in range(6):
             one = apart.step(pixels[stream : stream + 1, time : time + 1], [slot], [time == 0])
             agree = (one[0, 0] == whole[stream, time]).mean()
-            assert agree >= 0.9999
+            # Batches run other kernels: where two classes are as likely, rounding decides.
+            assert agree > 0.999
 
 
 @pytest.mark.parametrize("runtime", ["OpenVINO f32", "torch float32"])
@@ -206,8 +208,19 @@ def test_an_int8_network_is_made_and_is_nearly_the_float_one(with_int8: ModelFil
         one.step(pixels, [0], [True])
         states.append(one.read_state(0).ravel())
     assert 0.9 < np.corrcoef(states)[0, 1] < 0.999999
-    kinds = [op.get_type_name() for op in core().read_model(int8_path(with_int8)).get_ops()]
+    operators = core().read_model(int8_path(with_int8)).get_ops()
+    kinds = [op.get_type_name() for op in operators]
     assert kinds.count("FakeQuantize") > 20
+    averages = [
+        op for op, kind in zip(operators, kinds, strict=True)
+        if kind == "AvgPool"
+        or ("Convolution" in kind and re.fullmatch(FIXED_KERNELS, op.get_friendly_name()))
+    ]  # fmt: skip
+    assert len(averages) > 8  # four of the step's, the network's, its motion's
+    quantized = [
+        op for op in averages if op.input_value(0).get_node().get_type_name() == "FakeQuantize"
+    ]
+    assert quantized == []
     facts = json.loads(int8_path(with_int8).with_suffix(".json").read_text())
     assert facts["calibrated_with"].startswith("2 frames of")
 
@@ -219,7 +232,7 @@ def test_int8_of_other_weights_is_refused(with_int8: ModelFiles, tmp_path: Path)
     spec = with_int8.spec()
     save(other, build(spec), spec)
     with pytest.raises(
-        EngineError, match=r"int8.xml was made of other weights: make it with `roadmask"
+        EngineError, match=r"int8.xml was made of other weights or by another version: make it with"
     ):
         check_fit(choice, ModelFiles(other))
     again = shutil.copytree(with_int8.folder, tmp_path / "again")
@@ -264,6 +277,14 @@ def test_calibration_frames_are_spread_evenly(files: ModelFiles, tmp_path: Path)
     assert kept[0] == 0
     assert 100 < steps.min() <= steps.max() < 300
     assert len(thinned(iter(numbers[:5]), 7)) == 5
+    # Many come in runs of eight that were filmed in a row.
+    runs = np.array([int(n) for n in thinned(iter(numbers), 80)]).reshape(10, 8)
+    np.testing.assert_array_equal(runs - runs[:, :1], np.tile(np.arange(8), (10, 1)))
+    assert (runs[0, 0], np.diff(runs[:, 0]).min() > 48, np.diff(runs[:, 0]).max() < 152) == (
+        0,
+        True,
+        True,
+    )
 
 
 def test_without_nncf_one_line_says_what_to_install(

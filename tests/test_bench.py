@@ -22,11 +22,12 @@ from pipeline.bench.clips import copies, cut, scaled
 from pipeline.bench.loops import export_onnx, onnx_loop, plain_loop, reader_model_writer_loop
 from pipeline.bench.measure import Contender, Cost, Track, cpu_seconds, family, measure, rate
 from pipeline.bench.stages import bound_fps, keep, stage_shares, stages_alone, transfers
+from pipeline.engines.counting import CountingEngine
 from pipeline.errors import ConfigError, MediaError, PipelineError
 from pipeline.run import Plan, RunConfig, prepare
 from pipeline.sinks import OutputOptions
 from tests import media
-from tests.bench import plot, streams
+from tests.bench import gpu, plot, streams
 from tests.drives import TINY_ROADNET
 
 FRAMES = 48
@@ -382,3 +383,20 @@ def test_streams_in_one_run_and_apart_are_measured_and_their_labels_compared(
         media.write_moving_clip(folder / "labels.mkv", 5, seed=seed)
     assert streams.different_frames(a.parent, b.parent) == 5
     assert streams.different_frames(a.parent, a.parent) == 0
+
+
+def test_what_is_measured_on_a_gpu_is_measured_of_any_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu, "SECONDS", 0.1)
+    engine, size_hw = CountingEngine((32, 48), 8), (32, 48)
+    times = gpu.latencies(engine, size_hw, [1, 8])
+    assert all(0 < facts["p50"] <= facts["p99"] for facts in times.values())
+    # Three steps of eight fit into a thirtieth of a second.
+    assert gpu.held({1: {"p99": 5.0}, 8: {"p99": 10.0}}) == 24
+    found = gpu.against_eager(engine, CountingEngine((32, 48), 8), size_hw, 8, rounds=3)
+    assert found["times"] > 0
+    assert gpu.memory_over(engine, size_hw, 8, 100) is None  # there is no device
+    seen = iter([(4e6, 9e6), (5e6, 9e6), (6e6, 9e6), (5e6, 9e6)])
+    monkeypatch.setattr(gpu, "device_bytes", lambda: next(seen))
+    assert gpu.memory_over(engine, size_hw, 8, 130) == {"first": 4, "most": 6, "frames": 130}

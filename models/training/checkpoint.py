@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from models.errors import DataError
 def write_checkpoint(path: Path, values: dict[str, Any]) -> None:
     """Whole or not at all: a crash in the middle leaves the one before."""
     part = path.with_suffix(".part")
-    torch.save(values, part)
+    with part.open("wb") as file:
+        torch.save(values, file)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave the new name with nothing in it
     part.replace(path)
 
 

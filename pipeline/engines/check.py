@@ -116,20 +116,24 @@ def latencies_ms(
     engine: Engine, model_hw: tuple[int, int], sizes: Sequence[int]
 ) -> dict[int, float]:
     """Median time of a step of one frame for each number of streams, after a warm-up."""
-    found = {}
-    for size in sizes:
-        frames = seeded_frames(3, model_hw)[:, :1].repeat(size, 0)
-        slots, reset = range(size), [True] * size
-        times: list[float] = []
-        for _ in range(3):
-            engine.step(frames, slots, reset)
-        began = perf_counter()
-        while len(times) < 5 or perf_counter() < began + LATENCY_SECONDS:
-            start = perf_counter()
-            engine.step(frames, slots, reset)
-            times.append(1000 * (perf_counter() - start))
-        found[size] = median(times)
-    return found
+    return {size: median(step_times_ms(engine, model_hw, size, LATENCY_SECONDS)) for size in sizes}
+
+
+def step_times_ms(
+    engine: Engine, model_hw: tuple[int, int], size: int, seconds: float
+) -> list[float]:
+    """Times of steps of one frame of `size` streams, at least five, after a warm-up."""
+    frames = seeded_frames(3, model_hw)[:, :1].repeat(size, 0)
+    slots, reset = range(size), [True] * size
+    times: list[float] = []
+    for _ in range(3):
+        engine.step(frames, slots, reset)
+    began = perf_counter()
+    while len(times) < 5 or perf_counter() < began + seconds:
+        start = perf_counter()
+        engine.step(frames, slots, reset)
+        times.append(1000 * (perf_counter() - start))
+    return times
 
 
 def _differing(some: np.ndarray, others: np.ndarray) -> float:

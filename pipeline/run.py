@@ -40,7 +40,7 @@ from pipeline.stages import (
 )
 from pipeline.versions import versions
 
-SPREAD_LANES = 8
+SPREAD_LANES, MOST_LANES = 8, 32  # a lane is two processes of some hundred megabytes each
 TOGETHER = 4  # fused sources in a process: they share its libraries, engines and interpreter
 VIDEO_PLANES = 3
 
@@ -68,14 +68,17 @@ def place(config: RunConfig, choice: EngineChoice, sources: int) -> Placement:
     # One source alone can't fill two cores: its frames come one after the other.
     fused_lanes = max(1, min(sources, available_cores()))
     together = min(fused_lanes, TOGETHER)
-    spread_lanes = max(1, min(sources, SPREAD_LANES))
+    on_gpu = choice.name in ("cuda", "tensorrt")
+    # A GPU labels faster than a core decodes: each core decodes a source, so that batches are large.
+    most = min(MOST_LANES, max(SPREAD_LANES, available_cores())) if on_gpu else SPREAD_LANES
+    spread_lanes = max(1, min(sources, most))
     if config.placement == "inline":
         return Placement("inline", 1, "asked for")
     if config.placement == "fused":
         return Placement("fused", fused_lanes, "asked for", together)
     if config.placement == "spread":
         return Placement("spread", spread_lanes, "asked for")
-    if choice.name in ("cuda", "tensorrt") and sources > 1:
+    if on_gpu and sources > 1:
         return Placement("spread", spread_lanes, "one GPU serves several streams in a batch")
     why = (
         "the CPU engine gains nothing by batching streams" if choice.name == "cpu" else "one stream"
@@ -286,12 +289,14 @@ def _job(
                       "together": placement.together, "reason": placement.reason},
         "versions": versions(),
     }  # fmt: skip
-    batch_bytes = None
-    if placement.name == "spread":  # all batches on their way must fit into shared memory
+    batch_bytes, slots = None, SPREAD_LANES
+    if placement.name == "spread":
+        slots = max(slots, placement.lanes)
+        # All batches on their way must fit into shared memory.
         batch_bytes = SHARED_MEMORY_BYTES // (placement.lanes * BATCHES_ON_THE_WAY)
     return Job(
         out=config.out.absolute(), options=config.options, model=str(files.folder.absolute()),
-        choice=choice, size_hw=config.size_hw, chunk=config.chunk, slots=SPREAD_LANES,
+        choice=choice, size_hw=config.size_hw, chunk=config.chunk, slots=slots,
         batch_bytes=batch_bytes, facts=facts, resume=config.resume,
         checkpoint_seconds=config.checkpoint_seconds, hwaccel=config.hwaccel,
     )  # fmt: skip

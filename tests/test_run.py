@@ -15,9 +15,10 @@ import av
 import numpy as np
 import pytest
 
+from pipeline.engines import EngineChoice
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
 from pipeline.metrics.status import FILE_NAME as STATUS_FILE
-from pipeline.run import RunConfig, prepare, run, segment
+from pipeline.run import RunConfig, place, prepare, run, segment
 from pipeline.sinks import OutputOptions
 from pipeline.stages import SourceReport
 from tests import media
@@ -278,6 +279,22 @@ def _interrupt(tmp_path: Path, placement: str, how: signal.Signals) -> None:
         assert sum(1 for _ in color.decode(video=0)) == frames
     assert json.loads((out / "long" / "manifest.json").read_text())["interrupted"] is True
     assert not list(out.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "sources", "cores", "found"),
+    [("cpu", 100, 4, ("fused", 4)), ("cpu", 1, 4, ("fused", 1)), ("cuda", 1, 4, ("fused", 1)),
+     ("cuda", 100, 4, ("spread", 8)), ("tensorrt", 100, 16, ("spread", 16)),
+     ("cuda", 100, 96, ("spread", 32)), ("cuda", 3, 96, ("spread", 3))],
+)  # fmt: skip
+def test_streams_meet_on_a_gpu_as_many_as_cores_can_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, sources: int, cores: int,
+    found: tuple[str, int],
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pipeline.run.available_cores", lambda: cores)
+    config = RunConfig(("a.mp4",), tmp_path, OutputOptions(), engine=engine)
+    placement = place(config, EngineChoice(engine, "any", "asked for"), sources)
+    assert (placement.name, placement.lanes) == found
 
 
 @pytest.mark.parametrize(

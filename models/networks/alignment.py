@@ -162,8 +162,8 @@ def moved(maps: Tensor, motion: Tensor) -> Tensor:
     """
     rows, columns = maps.shape[-2:]
     times = MOTION_STRIDE // PICTURE_STRIDE
-    # In full precision: a half one has too few digits for a place in a picture. OpenVINO in bf16 takes its own
-    # all the same, and is off by up to a quarter of a cell at the sides.
+    # In full precision: a half one has too few digits for a place in a picture. OpenVINO takes its bf16 all
+    # the same, and is off by up to a quarter of a cell at the sides.
     flow = times * enlarge(motion.float(), times)[..., :rows, :columns]
     x = torch.arange(columns, device=maps.device) + flow[:, 0]
     y = torch.arange(rows, device=maps.device)[:, None] + flow[:, 1]

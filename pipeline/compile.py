@@ -4,6 +4,7 @@ where footage is given to calibrate with."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
 
@@ -171,19 +172,13 @@ def thinned(frames: Iterator[np.ndarray], count: int) -> list[np.ndarray]:
     """
     length = min(RUN_FRAMES, max(1, count // 8))  # few frames tell more apart
     most = -(-count // length)
-    runs: list[list[np.ndarray]] = []
+    kept: list[list[np.ndarray]] = []
     step = 1
-    for number, frame in enumerate(frames):
-        run, place = divmod(number, length)
-        if run % step:
-            continue
-        if place == 0:
-            if len(runs) == 2 * most:
-                runs, step = runs[::2], 2 * step
-                if run % step:
-                    continue
-            runs.append([])
-        runs[-1].append(frame.copy())  # not the whole batch that it is a part of
-    if len(runs) > most:
-        runs = [runs[number * len(runs) // most] for number in range(most)]
-    return [frame for run in runs for frame in run][:count]
+    for number, run in enumerate(iter(lambda: list(islice(frames, length)), [])):
+        if number % step == 0:
+            kept.append([frame.copy() for frame in run])  # not the whole batch that it is a part of
+        if len(kept) == 2 * most:
+            kept, step = kept[::2], 2 * step
+    if len(kept) > most:
+        kept = [kept[number * len(kept) // most] for number in range(most)]
+    return [frame for run in kept for frame in run][:count]

@@ -238,11 +238,12 @@ def stream_from_json(data: dict[str, Any]) -> StreamInfo:
     return StreamInfo(**{**data, **changed})
 
 
+_OPENVINO, _TORCH = ("openvino",), ("torch",)
+_TENSORRT = (*_TORCH, "torch-tensorrt", "torch-tensorrt-rtx")
 # What of an identity says by which means labels come about rather than what they are of.
-_RUNTIMES = ("openvino", "torch", "torch-tensorrt", "torch-tensorrt-rtx")
 _ENGINE = {
     "the engine", "the engine's precision", "the model's compiled form",
-    *(f"the version of {name}" for name in _RUNTIMES),
+    *(f"the version of {name}" for name in _OPENVINO + _TENSORRT),
 }  # fmt: skip
 
 
@@ -254,9 +255,9 @@ def identity_of(source: Source, facts: dict[str, Any], options: dict[str, Any]) 
         options: which files are written, and how.
     """
     model, engine, versions = facts["model"], facts["engine"], facts["versions"]
-    runtimes = ["openvino"] if "OpenVINO" in engine["runtime"] else ["torch"]
+    runtimes: tuple[str, ...] = _OPENVINO if "OpenVINO" in engine["runtime"] else _TORCH
     if engine["name"] == "tensorrt":
-        runtimes += ["torch-tensorrt", "torch-tensorrt-rtx"]
+        runtimes = _TENSORRT
     size = model["size_hw"]
     return {
         **fingerprint(source),

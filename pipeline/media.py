@@ -80,27 +80,27 @@ class MediaFacts:
     frame_names: tuple[str, ...] | None = None
 
 
-def open_video(uri: str, hwaccel: str | None, tally: Tally) -> InputContainer:
-    """Opens a file or URL to be decoded on a device; on the cores, with a note, where it cannot be.
+def open_video(uri: str, hwaccel: str | None) -> tuple[InputContainer, str]:
+    """Opens a file or URL to be decoded on a device; to be decoded on the cores where there is none.
 
     Args:
         hwaccel: FFmpeg's name of the kind of device, such as "cuda"; None for the cores.
 
+    Returns the container, and why the device cannot be used; nothing if it can or is not asked for.
+
     Raises as `open_media`.
     """
     if hwaccel is None:
-        return open_media(uri)
+        return open_media(uri), ""
     why = ""
     for options in _CUDA_CONTEXTS if hwaccel == "cuda" else ({},):
         try:
-            return open_media(
-                uri, HWAccel(hwaccel, allow_software_fallback=True, options=dict(options))
-            )
+            device = HWAccel(hwaccel, allow_software_fallback=True, options=dict(options))
+            return open_media(uri, device), ""
         except MediaError as error:
             why = reason_of(error.__cause__ or error)
-    container = open_media(uri)  # it may be the source that is at fault
-    tally.note(f"decoded on the cores: {hwaccel} cannot be used here: no device or driver ({why})")
-    return container
+    # It may be the source that is at fault.
+    return open_media(uri), f"cannot be used here: no device or driver ({why})"
 
 
 def decodes_on(stream: VideoStream, hwaccel: str) -> bool:

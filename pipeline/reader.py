@@ -71,7 +71,7 @@ class VideoReader:
         self.clock = Timestamps(self.facts.time_base, self.facts.average_rate)
 
     def _open(self) -> None:
-        self._container = open_video(self._uri, self._hwaccel, self.tally)
+        self._container, self._no_device = open_video(self._uri, self._hwaccel)
         try:
             self._stream = choose_stream(self._container, self._uri, self.tally)
             self.facts = facts_of(self._container, self._stream)
@@ -160,10 +160,10 @@ class VideoReader:
 
     def _frames(self, packets: Iterator[Packet]) -> Iterator[VideoFrame]:
         sent = given = 0
+        on_device = self._stream.codec_context.is_hwaccel
         for packet in self._until_stopped(packets):
             if packet is not None:
                 self._trail.pass_packet(packet, self.tally.undecodable_packets)
-            on_device = self._stream.codec_context.is_hwaccel
             try:
                 frames = decode_packet(self._stream, packet, self.tally, on_device)
             except MediaError as error:
@@ -181,11 +181,11 @@ class VideoReader:
         """Of the first frame: whether it came from the device; FFmpeg itself falls back in silence."""
         if decodes_on(self._stream, hwaccel):
             self.facts.details["decoded_on"] = hwaccel
-        elif not any(note.startswith("decoded on the cores") for note in self.tally.notes):
-            codec = " ".join(
-                self.facts.details[key] for key in ("codec", "profile") if key in self.facts.details
-            )
-            self.tally.note(f"decoded on the cores: {hwaccel} does not decode {codec}")
+            return
+        details = self.facts.details
+        codec = " ".join(details[key] for key in ("codec", "profile") if key in details)
+        why = self._no_device or f"does not decode {codec}"
+        self.tally.note(f"decoded on the cores: {hwaccel} {why}")
 
     def why_no_frame(self) -> str:
         """What is wrong with a source of which not one frame came."""

@@ -141,9 +141,9 @@ class Segmenter:
     def _drop(self, lane: _Lane) -> None:
         """Give no stream a lane whose engine has failed: the next one gets a new engine, and its chance."""
         with self._lock:
-            for lanes in self._lanes.values():
-                if lane in lanes:
-                    lanes.remove(lane)
+            lanes = self._lanes.get(lane.model_hw, [])
+            if lane in lanes:  # no other of its streams was first
+                lanes.remove(lane)
 
 
 class _Lane:

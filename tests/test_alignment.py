@@ -119,11 +119,12 @@ def test_a_network_without_it_is_what_it_was_until_something_was_said() -> None:
     without = build(spec_of("RoadNet", options={**TINY["RoadNet"], "motion": False})).eval()
     network = build(spec_of("RoadNet")).eval()
     network.load_state_dict(without.state_dict(), strict=False)
+    torch.nn.init.zeros_(network.get_parameter("carried.gate.1.bias"))  # half open
     clip = footage(1, 3)
     with torch.no_grad():
         mine, others = network.clip(clip)[0], without.clip(clip)[0]
     torch.testing.assert_close(mine[:, 0], others[:, 0])
-    assert (mine[:, 1:] - others[:, 1:]).abs().max() > 1e-4
+    assert (mine[:, 1:] - others[:, 1:]).abs().max() > 1e-3
     (channels, *cells), (fewer, *same) = network.state_shape(SIZE), without.state_shape(SIZE)
     assert (channels, cells) == (fewer + 16 * (11 + 1) + 16, same)
 

@@ -32,7 +32,8 @@ SIZE = (64, 96)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     torch.manual_seed(1)
-    spec = Spec("tiny", options=TINY_ROADNET)
+    # With attention, which the default lacks: engines must take it too.
+    spec = Spec("tiny", options={**TINY_ROADNET, "attention": True})
     network = build(spec).train()
     for _ in range(20):  # batch norm learns its scale, so that every layer has a say in the labels
         network.clip(torch.rand(2, 2, 3, *SIZE) * 255)
@@ -60,8 +61,7 @@ def test_batches_and_chunks_do_not_change_labels(files: ModelFiles, runtime: str
         for time in range(6):
             one = apart.step(pixels[stream : stream + 1, time : time + 1], [slot], [time == 0])
             agree = (one[0, 0] == whole[stream, time]).mean()
-            # Batches run other kernels: where two classes are as likely, rounding decides.
-            assert agree > 0.999
+            assert agree >= 0.9999
 
 
 @pytest.mark.parametrize("runtime", ["OpenVINO f32", "torch float32"])
@@ -231,9 +231,8 @@ def test_int8_of_other_weights_is_refused(with_int8: ModelFiles, tmp_path: Path)
     other = shutil.copytree(with_int8.folder, tmp_path / "other")
     spec = with_int8.spec()
     save(other, build(spec), spec)
-    with pytest.raises(
-        EngineError, match=r"int8.xml was made of other weights or by another version: make it with"
-    ):
+    made = "int8.xml was made of other weights or by another version: make it with `roadmask"
+    with pytest.raises(EngineError, match=made):
         check_fit(choice, ModelFiles(other))
     again = shutil.copytree(with_int8.folder, tmp_path / "again")
     with (again / "int8.bin").open("ab") as file:
@@ -280,11 +279,9 @@ def test_calibration_frames_are_spread_evenly(files: ModelFiles, tmp_path: Path)
     # Many come in runs of eight that were filmed in a row.
     runs = np.array([int(n) for n in thinned(iter(numbers), 80)]).reshape(10, 8)
     np.testing.assert_array_equal(runs - runs[:, :1], np.tile(np.arange(8), (10, 1)))
-    assert (runs[0, 0], np.diff(runs[:, 0]).min() > 48, np.diff(runs[:, 0]).max() < 152) == (
-        0,
-        True,
-        True,
-    )
+    gaps = np.diff(runs[:, 0])
+    assert runs[0, 0] == 0
+    assert 48 < gaps.min() <= gaps.max() < 152
 
 
 def test_without_nncf_one_line_says_what_to_install(

@@ -87,10 +87,10 @@ class RoadNet(Network):
         self.decode4 = ConvBNReLU(PASSING8 + fine_memory + 48, width)
         # Four logits a class and cell, laid out 2x2: half-size logits at the cost of a quarter's.
         self.head = nn.Conv2d(width, 4 * classes, 1)
-        self.lateral_finest = ConvBNReLU(width, finest_memory, 1) if finest_memory else None
         # In a buffer: what is made of numbers at each call comes from the host, which no CUDA graph records.
         line = torch.tensor([1.0, 2.0, 1.0]) / 4
         self.register_buffer("smoothing", line[:, None] * line, persistent=False)
+        self.lateral_finest = ConvBNReLU(width, finest_memory, 1) if finest_memory else None
         self.finest_gru = ConvGRU(finest_memory) if finest_memory and recurrent else None
         self.recall = _silent(nn.Conv2d(finest_memory, 4 * classes, 1)) if finest_memory else None
         moves = motion and recurrent

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.bench.measure import processor_name
 from pipeline.compile import model_files
@@ -49,21 +50,26 @@ def held(times: dict[int, Any]) -> int:
     return max(int(1000 / CAMERA_FPS / facts["p99"]) * size for size, facts in times.items())
 
 
-def frames_a_second(engine: Engine, size_hw: tuple[int, int], streams: int) -> float:
-    """Of one call: a full chunk of every stream."""
-    frames = np.concatenate([seeded_frames(4, size_hw)] * 2, 1)[:, :CHUNK].repeat(streams, 0)
+def chunks(size_hw: tuple[int, int], streams: int) -> np.ndarray:
+    """A full chunk of every stream."""
+    return np.concatenate([seeded_frames(4, size_hw)] * 2, 1)[:, :CHUNK].repeat(streams, 0)
+
+
+def frames_a_second(engine: Engine, frames: np.ndarray) -> float:
+    """Of one call."""
+    streams, times = frames.shape[:2]
     start = perf_counter()
     engine.step(frames, range(streams), [False] * streams)
-    return streams * CHUNK / (perf_counter() - start)
+    return streams * times / (perf_counter() - start)
 
 
 def against_eager(
     engine: Engine, eager: Engine, size_hw: tuple[int, int], streams: int, rounds: int = 7
 ) -> dict[str, float]:
     """Frames a second of both, in turn, and the median of the ratios within a round."""
-    found = []
+    found, frames = [], chunks(size_hw, streams)
     for number in range(rounds + 1):
-        pair = [frames_a_second(one, size_hw, streams) for one in (engine, eager)]
+        pair = [frames_a_second(one, frames) for one in (engine, eager)]
         if number:  # the first is a warm-up
             found.append(pair)
     own, plain = zip(*found, strict=True)
@@ -78,9 +84,9 @@ def memory_over(
     first = device_bytes()
     if first is None:
         return None
-    most = first[0]
+    most, given = first[0], chunks(size_hw, streams)
     for _ in range(-(-frames // (streams * CHUNK))):
-        frames_a_second(engine, size_hw, streams)
+        frames_a_second(engine, given)
         most = max(most, (device_bytes() or first)[0])
     return {"first": first[0] / 1e6, "most": most / 1e6, "frames": frames}
 
@@ -88,8 +94,6 @@ def memory_over(
 def device_name(choice: EngineChoice) -> str:
     if choice.name == "cpu":
         return processor_name()
-    import torch
-
     return str(torch.cuda.get_device_name())
 
 

@@ -28,8 +28,10 @@ from pipeline.frames import (
     Gap,
     Mark,
     Pictures,
+    Pixels,
     StreamInfo,
 )
+from pipeline.media import Acceleration, stays_on_device
 from pipeline.planes import FrameFormat, PlaneConverter
 from pipeline.reader import ImageReader, VideoReader
 from pipeline.seek import WINDOW_FRAMES
@@ -70,6 +72,7 @@ class Decoder(Closing):
         mark_seconds: float | None = None,
         start: Mark | None = None,
         hwaccel: str | None = None,
+        keep_on_device: bool = False,
     ) -> None:
         """
         Args:
@@ -91,6 +94,7 @@ class Decoder(Closing):
                 that one gave after it.
             hwaccel: kind of device to decode videos on, such as "cuda", where it is there and knows their
                 codec; None for the cores.
+            keep_on_device: leave what was decoded there on it, for a network that runs there in this process.
         """
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
@@ -101,7 +105,8 @@ class Decoder(Closing):
         self._source, self._model_hw = source, model_hw
         self._chunk_frames, self._pictures = chunk, pictures
         self._threads, self._stop, self._batch_bytes = threads, stop, batch_bytes
-        self._mark_seconds, self._start, self._hwaccel = mark_seconds, start, hwaccel
+        self._mark_seconds, self._start = mark_seconds, start
+        self._hwaccel = Acceleration(hwaccel, keep_on_device) if hwaccel else None
         self._reader: Reader | None = None
 
     def close(self) -> None:
@@ -175,7 +180,7 @@ class Decoder(Closing):
         return self._start.frame_index, (height, width), saved["clock"]["restarts"]
 
     def _start_chunk(self, reader: Reader, frame: VideoFrame, frame_index: int) -> _Chunk:
-        converter = PlaneConverter(frame)
+        converter = _converter_for(frame)
         stream = _describe(self._source, reader, frame, converter)
         height, width = self._model_hw(converter.size_hw)
         if height < 8 or width < 8 or height % 8 or width % 8:
@@ -283,8 +288,9 @@ class _Chunk:
                 y, u, v = self._planes
                 self._converter.write_pictures(frame, (y[place], u[place], v[place]))
         except av.FFmpegError as error:
+            layout = self._converter.format.pixel_format
             raise MediaError(
-                f"{self.stream.source}: frames of the pixel format {frame.format.name} cannot be"
+                f"{self.stream.source}: frames of the pixel format {layout} cannot be"
                 f" converted ({error.strerror}); expected YUV, RGB or grey"
             ) from error
         self._pts.append(pts)
@@ -311,17 +317,26 @@ class _Chunk:
     def _begin(self) -> None:
         self._pts: list[int] = []
         self._decoded_at: list[float] = []
-        self._pixels = np.empty((0, 0, 0), np.uint8)
+        self._pixels: Pixels = np.empty((0, 0, 0), np.uint8)
         self._planes: tuple[np.ndarray, ...] = ()
 
     def _allocate(self) -> None:
-        height, width = self._model_hw
-        self._pixels = np.empty((self._frames, height * 3 // 2, width), np.uint8)
+        self._pixels = self._converter.room(self._frames, self._model_hw)
         if self._with_pictures:
             rows, columns = self.stream.size_hw
             chroma = (self._frames, (rows + 1) // 2, (columns + 1) // 2)
             shapes = ((self._frames, rows, columns), chroma, chroma)
             self._planes = tuple(np.empty(shape, np.uint8) for shape in shapes)
+
+
+def _converter_for(frame: VideoFrame) -> PlaneConverter:
+    """What writes the planes of frames such as this one, where they lie."""
+    if not stays_on_device(frame):
+        return PlaneConverter(frame)
+    # It takes PyTorch, which few decoders need.
+    from pipeline.device_planes import DevicePlaneConverter
+
+    return DevicePlaneConverter(frame)
 
 
 def _describe(
@@ -353,7 +368,7 @@ def _describe(
 
 
 def _frame_details(frame: VideoFrame, converter: PlaneConverter) -> dict[str, Any]:
-    found: dict[str, Any] = {"pixel_format": frame.format.name}
+    found: dict[str, Any] = {"pixel_format": converter.format.pixel_format}
     if converter.orientation.mirrored:
         found["mirrored"] = True
     if frame.interlaced_frame:

@@ -6,14 +6,20 @@ travel untouched from the decoder to the files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from pipeline.work import Step, Stretch
 
+# Frames of one stream at the network's size, uint8 [T, h * 3 // 2, w]: an array; a tensor where they were
+# decoded on the device and have stayed there. PyTorch is not imported for the sake of its name.
+Pixels: TypeAlias = Any
+# Of N streams: [N, T, h * 3 // 2, w], or one by one.
+StreamsPixels: TypeAlias = Sequence[Pixels] | np.ndarray
 # Encoded videos begin a new closed group of pictures every so many frames, and a run can go on only from
 # between two of them. A count, not a time, so that a run that was cut off makes the same groups again.
 # 48 costs 1.3 % of a mask video's size and 2.2 % of an overlay's; 16 would cost 6 and 9 %.
@@ -128,7 +134,8 @@ class FrameBatch:
         frame_index: index of the first frame in its stream, from 0.
         pts: T presentation time stamps in ticks of `stream.time_base`, strictly increasing.
         pixels: uint8 [T, h * 3 // 2, w], planar YUV 4:2:0 (I420) at the model's size, BT.601 limited
-            range whatever the source was; h and w are even.
+            range whatever the source was; h and w are even. A tensor on the device that decoded them, where
+            the network runs there too: it is ready, and never crosses to another process.
         decoded_at: `time.monotonic()` at which each frame left the decoder; T seconds.
         pictures: full-size frames for a sink that draws on them, None if none does. A handle (an
             object reference) while the batch is between processes.
@@ -139,7 +146,7 @@ class FrameBatch:
     stream: StreamInfo
     frame_index: int
     pts: tuple[int, ...]
-    pixels: np.ndarray
+    pixels: Pixels
     decoded_at: tuple[float, ...]
     pictures: Any = None
     mark: Mark | None = None
@@ -239,12 +246,12 @@ FrameItem = FrameBatch | Gap | EndOfStream
 LabelItem = LabelBatch | Gap | EndOfStream
 
 
-def _expect_uint8(array: np.ndarray, name: str, ndim: int) -> tuple[int, ...]:
-    if array.dtype != np.uint8 or array.ndim != ndim:
+def _expect_uint8(array: Pixels, name: str, ndim: int) -> tuple[int, ...]:
+    if str(array.dtype).rpartition(".")[2] != "uint8" or array.ndim != ndim:
         raise ValueError(
             f"{name} must be uint8 with {ndim} dimensions, got {array.dtype} {list(array.shape)}"
         )
-    return array.shape
+    return tuple(array.shape)
 
 
 def _expect_stamps(batch: FrameBatch | LabelBatch, frames: int) -> None:

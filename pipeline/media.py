@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -23,9 +25,43 @@ _NETWORK_TIMEOUTS_S = (10.0, 30.0)  # to open, to read
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")
 _TEXT_FORMATS = ("tty",)  # FFmpeg draws text files as pictures of a terminal
 _MOST_NOTES = 20
+DEVICE_LAYOUTS = ("nv12", "p010le", "p016le")  # that PyAV gives as tensors
 # The device's first context, which PyTorch uses too; as it is current already; one of its own, which takes
-# memory a source. FFmpeg refuses the first where somebody else has made it with other flags.
-_CUDA_CONTEXTS: tuple[dict[str, object], ...] = ({"primary_ctx": "1"}, {"current_ctx": "1"}, {})
+# memory a source, and whose frames nobody else can read. FFmpeg refuses the first where somebody else has
+# made it with other flags.
+_OWN_CONTEXT: dict[str, object] = {"primary_ctx": "0"}
+_CUDA_CONTEXTS = ({"primary_ctx": "1"}, {"primary_ctx": "0", "current_ctx": "1"}, _OWN_CONTEXT)
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """Decoding on a device.
+
+    Attributes:
+        kind: of the device, by FFmpeg's name, such as "cuda".
+        keep: leave the frames there, where they can be worked on; else they come into memory.
+    """
+
+    kind: str
+    keep: bool = False
+
+    def ways(self) -> Iterator[HWAccel]:
+        """The device, as it is best used first."""
+        for options in _CUDA_CONTEXTS if self.kind == "cuda" else ({},):
+            if self.keep and "current_ctx" in options:
+                _make_context_current()
+            yield HWAccel(
+                self.kind, allow_software_fallback=True, options=dict(options),
+                is_hw_owned=self.keep and options is not _OWN_CONTEXT,
+            )  # fmt: skip
+
+
+def _make_context_current() -> None:
+    """Make PyTorch's context the calling thread's."""
+    import torch  # who keeps frames on a device has it
+
+    with suppress(RuntimeError, AssertionError):  # no device: FFmpeg will say so
+        torch.cuda.synchronize()
 
 
 @dataclass
@@ -80,11 +116,11 @@ class MediaFacts:
     frame_names: tuple[str, ...] | None = None
 
 
-def open_video(uri: str, hwaccel: str | None) -> tuple[InputContainer, str]:
+def open_video(uri: str, hwaccel: Acceleration | None) -> tuple[InputContainer, str]:
     """Opens a file or URL to be decoded on a device; to be decoded on the cores where there is none.
 
     Args:
-        hwaccel: FFmpeg's name of the kind of device, such as "cuda"; None for the cores.
+        hwaccel: the device; None for the cores.
 
     Returns the container, and why the device cannot be used; nothing if it can or is not asked for.
 
@@ -93,9 +129,8 @@ def open_video(uri: str, hwaccel: str | None) -> tuple[InputContainer, str]:
     if hwaccel is None:
         return open_media(uri), ""
     why = ""
-    for options in _CUDA_CONTEXTS if hwaccel == "cuda" else ({},):
+    for device in hwaccel.ways():
         try:
-            device = HWAccel(hwaccel, allow_software_fallback=True, options=dict(options))
             return open_media(uri, device), ""
         except MediaError as error:
             why = reason_of(error.__cause__ or error)
@@ -124,7 +159,7 @@ def open_media(uri: str, hwaccel: HWAccel | None = None) -> InputContainer:
     """Opens a file or URL for reading.
 
     Args:
-        hwaccel: a device to decode on what it can; frames come from it into memory.
+        hwaccel: a device to decode on what it can.
 
     Raises:
         SourceNotFoundError: there is no such file.
@@ -189,7 +224,9 @@ def decode_packet(
     Raises MediaError if `on_device` and it is not the packet that is at fault.
     """
     try:
-        return stream.decode(packet)
+        return [
+            frame if stays_on_device(frame) else in_memory(frame) for frame in stream.decode(packet)
+        ]
     except av.EOFError:
         return []
     except av.FFmpegError as error:
@@ -200,6 +237,16 @@ def decode_packet(
         # Also while draining: the error is that of a packet sent before.
         tally.undecodable_packets += 1
         return []
+
+
+def stays_on_device(frame: VideoFrame) -> bool:
+    """Whether a frame lies on a device, in a layout that can be worked on there."""
+    return frame.sw_format is not None and frame.sw_format.name in DEVICE_LAYOUTS
+
+
+def in_memory(frame: VideoFrame) -> VideoFrame:
+    """A frame that may lie on a device, brought from there as it is."""
+    return frame if frame.sw_format is None else frame.reformat(format=frame.sw_format.name)
 
 
 def _stream_score(stream: VideoStream) -> tuple[bool, int, int]:

@@ -15,6 +15,8 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
+from pipeline.frames import Pixels
+
 # AVColorSpace (ITU-T H.273 MatrixCoefficients) to what libswscale can be told. Matrices it does not
 # know (YCgCo, ICtCp) are taken for the usual one of the frame's size.
 _MATRICES = {
@@ -116,7 +118,7 @@ class FrameFormat:
         """The format of a decoded frame."""
         size_hw = (frame.height, frame.width)
         colours = (int(frame.colorspace), int(frame.color_range))
-        return cls(size_hw, frame.format.name, *colours, frame.rotation)
+        return cls(size_hw, (frame.sw_format or frame.format).name, *colours, frame.rotation)
 
 
 class PlaneConverter:
@@ -147,7 +149,7 @@ class PlaneConverter:
         else:
             # libswscale goes from matrix to matrix by way of RGB, which costs twice the scaling
             # and is off by up to four levels; so it keeps the matrix, and `_change` follows.
-            self._source = {"src_colorspace": space, "src_color_range": _source_range(frame)}
+            self._source = {"src_colorspace": space, "src_color_range": source_range(frame)}
             self._small_space = self._full_space = space
             self._to_601 = _change_of_matrix(space, Colorspace.ITU601)
             self._to_matrix = _change_of_matrix(space, wanted)
@@ -155,7 +157,12 @@ class PlaneConverter:
         self._small = VideoReformatter()
         self._full = VideoReformatter()
 
-    def write_pixels(self, frame: VideoFrame, out: np.ndarray) -> None:
+    def room(self, frames: int, model_hw: tuple[int, int]) -> Pixels:
+        """uint8 [T, h * 3 // 2, w] for `write_pixels` to write to, frame by frame; h and w are even."""
+        height, width = model_hw
+        return np.empty((frames, height * 3 // 2, width), np.uint8)
+
+    def write_pixels(self, frame: VideoFrame, out: Pixels) -> None:
         """Scales a frame, turns it upright and writes it as I420, BT.601 limited range.
 
         Args:
@@ -281,7 +288,8 @@ def _source_space(frame: VideoFrame) -> Colorspace:
     return _MATRICES.get(int(frame.colorspace), usual)
 
 
-def _source_range(frame: VideoFrame) -> ColorRange | None:
+def source_range(frame: VideoFrame) -> ColorRange | None:
+    """What the frame's levels span, as libswscale is told; None leaves it to libswscale."""
     if frame.color_range == ColorRange.UNSPECIFIED and frame.format.name.startswith("gray"):
         return None  # libswscale takes untagged grey for full range, as its writers mean it
     full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")

@@ -17,6 +17,7 @@ from av.video.frame import VideoFrame
 from pipeline.errors import MediaError, SourceNotFoundError
 from pipeline.media import (
     IMAGE_TIME_BASE,
+    Acceleration,
     MediaFacts,
     Tally,
     choose_stream,
@@ -47,7 +48,11 @@ class VideoReader:
     gap_reason = "the clock starts anew"
 
     def __init__(
-        self, uri: str, threads: int, stop: Callable[[], bool] | None, hwaccel: str | None = None
+        self,
+        uri: str,
+        threads: int,
+        stop: Callable[[], bool] | None,
+        hwaccel: Acceleration | None = None,
     ) -> None:
         """Opens the file.
 
@@ -56,7 +61,7 @@ class VideoReader:
             threads: decoding threads; 0 for as many as there are cores.
             stop: asked once a packet whether to stop reading; the frames that the decoder still
                 holds are given.
-            hwaccel: kind of device to decode on where it can, as `open_video` has it.
+            hwaccel: device to decode on where it can, as `open_video` has it.
 
         Raises:
             SourceNotFoundError: the file is not there.
@@ -169,7 +174,7 @@ class VideoReader:
             except MediaError as error:
                 raise MediaError(f"{self._uri}: {error}") from error
             if frames and not given and self._hwaccel is not None:
-                self._tell_where(self._hwaccel)
+                self._tell_where(self._hwaccel.kind)
             sent += packet is not None and packet.size > 0 and not packet.is_discard
             given += len(frames)
             yield from frames

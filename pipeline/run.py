@@ -68,9 +68,8 @@ def place(config: RunConfig, choice: EngineChoice, sources: int) -> Placement:
     # One source alone can't fill two cores: its frames come one after the other.
     fused_lanes = max(1, min(sources, available_cores()))
     together = min(fused_lanes, TOGETHER)
-    on_gpu = choice.name in ("cuda", "tensorrt")
     # A GPU labels faster than a core decodes: each core decodes a source, so that batches are large.
-    most = min(MOST_LANES, max(SPREAD_LANES, available_cores())) if on_gpu else SPREAD_LANES
+    most = min(MOST_LANES, max(SPREAD_LANES, available_cores())) if choice.on_gpu else SPREAD_LANES
     spread_lanes = max(1, min(sources, most))
     if config.placement == "inline":
         return Placement("inline", 1, "asked for")
@@ -78,7 +77,7 @@ def place(config: RunConfig, choice: EngineChoice, sources: int) -> Placement:
         return Placement("fused", fused_lanes, "asked for", together)
     if config.placement == "spread":
         return Placement("spread", spread_lanes, "asked for")
-    if on_gpu and sources > 1:
+    if choice.on_gpu and sources > 1:
         return Placement("spread", spread_lanes, "one GPU serves several streams in a batch")
     why = (
         "the CPU engine gains nothing by batching streams" if choice.name == "cpu" else "one stream"

@@ -21,6 +21,8 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from pipeline.media import in_memory
+
 WINDOW_FRAMES = 8  # that must be equal before a place, bit for bit
 _KEYS_KEPT = (
     64  # in a stream of key frames only, the decoder and `WINDOW_FRAMES` are that far behind
@@ -153,6 +155,7 @@ def reach(place: Place, frames: Iterator[VideoFrame]) -> bool:
 
 def checksum(frame: VideoFrame) -> int:
     """CRC-32 of a frame's first plane (luma, or all of it where pixels are packed), without padding."""
+    frame = in_memory(frame)
     plane, kind = frame.planes[0], frame.format
     bits = 8 * -(-kind.components[0].bits // 8) if kind.is_planar else kind.padded_bits_per_pixel
     lines = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, abs(plane.line_size))

@@ -8,8 +8,6 @@ from contextlib import closing, nullcontext
 from dataclasses import replace
 from threading import Lock
 
-import numpy as np
-
 from pipeline.batch import Batcher, Request
 from pipeline.engines import Engine, MakeEngine
 from pipeline.engines.memory import device_bytes
@@ -223,7 +221,7 @@ class _Lane:
     def _step(self, batch: list[Request]) -> None:
         began, clock = time.monotonic(), stopwatch()
         ids = [request.frames.stream.stream_id for request in batch]
-        pixels = np.stack([request.frames.pixels for request in batch])
+        pixels = [request.frames.pixels for request in batch]
         with self.states_lock:
             slots, reset = self.states.acquire(ids)
             labels = self.engine.step(pixels, slots, reset)

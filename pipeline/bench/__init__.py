@@ -22,7 +22,7 @@ from models.spec import find_model
 from pipeline.bench import clips, sweeps
 from pipeline.bench.measure import Contender, measure, processor_name
 from pipeline.bench.report import table
-from pipeline.bench.stages import DEVICE_ENGINES, bound_fps, keep, stage_shares, stages_alone
+from pipeline.bench.stages import bound_fps, keep, stage_shares, stages_alone
 from pipeline.bench.sweeps import Course, pipeline, plain_contenders
 from pipeline.engines import check_fit, choose_engine
 from pipeline.errors import ConfigError, PipelineError
@@ -158,7 +158,7 @@ def _stages(course: Course, rounds: int, say: Say) -> dict[str, Any]:
         rows.append(measure(sweeps.together(course), 1))
         fps = ", ".join(f"{row['name']} {row['fps']:.1f}" for row in rows[-1])
         say(f"round {number + 1}/{rounds}  stages alone, then together: {fps} fps")
-    on_device = course.plan.job.choice.name in DEVICE_ENGINES
+    on_device = course.plan.job.choice.on_gpu
     bounds = [bound_fps(costs, on_device) for costs in alone]
     return {
         "alone": {

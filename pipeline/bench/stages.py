@@ -22,7 +22,6 @@ from pipeline.settings import available_cores
 from pipeline.stages import Progress, SourceReport, drain, make_decoder, make_segmenter
 from pipeline.writers import resize_labels
 
-DEVICE_ENGINES = ("cuda", "tensorrt")
 MOST_KEPT_FRAMES = 240  # in memory, at the network's size
 
 
@@ -118,7 +117,7 @@ def stages_alone(plan: Plan, kept: Kept | None = None) -> dict[str, dict[str, fl
     costs = {"decode": kept.decoding.ms | {"bytes": round(in_bytes)}, "network": network.ms,
              "draw": draw.ms,
              "encode": encode.ms | {"bytes": round(out_bytes / written.frames)}}  # fmt: skip
-    if plan.job.choice.name in DEVICE_ENGINES:
+    if plan.job.choice.on_gpu:
         costs |= transfers("cuda", kept.batches[0].pixels, labels[0])
     return costs
 

@@ -21,9 +21,9 @@ from pipeline.bench.loops import (
     reader_model_writer_loop,
 )
 from pipeline.bench.measure import WARM_UP_FRAMES, Contender, Track
-from pipeline.bench.stages import DEVICE_ENGINES, keep
+from pipeline.bench.stages import keep
 from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
-from pipeline.errors import MediaError, PipelineError
+from pipeline.errors import EngineError, MediaError, PipelineError
 from pipeline.run import Plan, RunConfig, prepare, prepare_here, run
 from pipeline.settings import available_cores
 from pipeline.stages import SourceReport, make_segmenter, process
@@ -33,6 +33,7 @@ CHUNKS = (1, 2, 4, 8, 16)
 SIZES_HW = ((360, 480), (360, 640), (540, 960), (720, 1280), (1080, 1920))
 SHORTEST_CLIP_FRAMES = 32  # of many streams at once each is short
 BARE_FRAMES = 72  # that a bare engine runs over, at least
+EAGER = {place: f"{place}, torch float32 (eager)" for place in ("cpu", "cuda")}  # by where it runs
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Course:
     @property
     def device(self) -> str:
         """Where PyTorch and ONNX Runtime run the loops people use."""
-        return "cuda" if self.plan.job.choice.name in DEVICE_ENGINES else "cpu"
+        return "cuda" if self.plan.job.choice.on_gpu else "cpu"
 
 
 def pipeline(config: RunConfig) -> Callable[[], Track]:
@@ -234,16 +235,19 @@ def sizes(course: Course, sizes_hw: Iterable[tuple[int, int]] = SIZES_HW) -> lis
 
 
 def engine_choices(model: str) -> dict[str, EngineChoice]:
-    """Every engine that can run here, by name; eager PyTorch in float32 first."""
+    """Every engine that can run here, by name; eager PyTorch in float32 first, on the CPU and on a GPU."""
     cores = available_cores()
     eager = EngineChoice("cpu", "torch float32", "the measure of the others", cores)
-    found = {"cpu, torch float32 (eager)": eager}
+    found = {EAGER["cpu"]: eager}
     wanted = [("cpu", p) for p in ("f32", "bf16", "int8")]
-    wanted += [(name, "auto") for name in DEVICE_ENGINES]
+    wanted += [("cuda", p) for p in ("f32", "f16", "bf16")]
+    wanted += [("tensorrt", p) for p in ("f16", "int8", "fp8")]
     for name, precision in wanted:
         with suppress(PipelineError):  # what cannot run here is left out
             choice = choose_engine(name, precision)
             check_fit(choice, find_model(model))
+            if choice.on_gpu:
+                found.setdefault(EAGER["cuda"], replace(eager, name="cuda"))
             if choice.runtime != "torch float32":
                 threads = cores if name == "cpu" else choice.threads
                 found[f"{name}, {choice.runtime}"] = replace(choice, threads=threads)
@@ -251,10 +255,17 @@ def engine_choices(model: str) -> dict[str, EngineChoice]:
 
 
 def engines(course: Course) -> list[Contender]:
-    """Every engine that can run here, bare, with all cores, over the same frames."""
+    """Every engine that can run here, bare, with all cores, over the same frames: against eager PyTorch
+    where it runs itself. TensorRT's are those that `roadmask compile` has made."""
     pixels, model = frames_of(course, 1, course.config.chunk), course.config.model
-    choices = engine_choices(model).items()
-    return [Contender(name, bare(choice, model, pixels)) for name, choice in choices]
+    found = []
+    for name, choice in engine_choices(model).items():
+        with suppress(EngineError):  # no such engine has been made
+            first, alone = EAGER["cuda" if choice.on_gpu else "cpu"], bare(choice, model, pixels)
+            if choice.name == "tensorrt":
+                alone()  # raises if there is none
+            found.append(Contender(name, alone, against=first))
+    return found
 
 
 def agreement(course: Course, frames: int = WARM_UP_FRAMES) -> dict[str, float]:
@@ -262,8 +273,9 @@ def agreement(course: Course, frames: int = WARM_UP_FRAMES) -> dict[str, float]:
     pixels, files = frames_of(course, 1, frames), find_model(course.config.model)
     model_hw, labels = (pixels.shape[2] * 2 // 3, pixels.shape[3]), {}
     for name, choice in engine_choices(course.config.model).items():
-        engine = engine_factory(choice, files, files.spec(), 1)(model_hw)
-        labels[name] = engine.step(pixels, [0], [True])
+        with suppress(EngineError):  # as above
+            engine = engine_factory(choice, files, files.spec(), 1)(model_hw)
+            labels[name] = engine.step(pixels, [0], [True])
     first = next(iter(labels.values()))
     return {name: round(float((found == first).mean()), 5) for name, found in labels.items()}
 

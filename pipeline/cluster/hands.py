@@ -113,11 +113,10 @@ class Builder:
 
     def _of(self, node: Node, nodes: int) -> list[Site]:
         choice = _choice(node)
-        on_gpu = choice.name in ("cuda", "tensorrt")
         fused = self._plan.placement == "fused" or (
-            self._plan.placement == "auto" and not (on_gpu and self._sources > 1)
+            self._plan.placement == "auto" and not (choice.on_gpu and self._sources > 1)
         )
-        if on_gpu and node.gpus:
+        if choice.on_gpu and node.gpus:
             return self._devices(node, fused)
         share = math.ceil(self._sources / nodes)
         return self._cores(node, share) if fused else self._spread(node, node.cores, 0.0, 1)

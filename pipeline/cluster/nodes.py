@@ -225,7 +225,7 @@ def _most(nodes: Sequence[Node]) -> EngineChoice:
     for node in nodes:
         assert node.answer.choice is not None
         choice = node.answer.choice
-        key = (choice.name in ("cuda", "tensorrt"), choice.runtime)
+        key = (choice.on_gpu, choice.runtime)
         cores[key] += node.cores  # type: ignore[assignment]
         choices[key] = choice
     return choices[max(cores, key=lambda key: (key[0], cores[key]))]

@@ -24,7 +24,7 @@ from pipeline.cluster.errands import (
     Span,
 )
 from pipeline.decode import Decoder
-from pipeline.media import Tally, choose_stream, open_media
+from pipeline.media import Acceleration, Tally, choose_stream, open_media
 from pipeline.reader import VideoReader
 from pipeline.seek import KeyPacket
 from pipeline.sources import Source
@@ -104,7 +104,7 @@ class SpanReader(VideoReader):
     """The frames of a span of a video file. Raises NotAgainError if they are not those that were foretold."""
 
     def __init__(
-        self, uri: str, threads: int, stop: Any, span: Span, hwaccel: str | None = None
+        self, uri: str, threads: int, stop: Any, span: Span, hwaccel: Acceleration | None = None
     ) -> None:
         super().__init__(uri, threads, stop, hwaccel)
         self._span = span

@@ -14,6 +14,7 @@ import numpy as np
 
 from models.spec import ModelFiles, Spec
 from pipeline.errors import EngineError
+from pipeline.frames import StreamsPixels
 from pipeline.settings import has_nvidia_driver
 
 ENGINES = ("auto", "cpu", "cuda", "tensorrt")
@@ -37,11 +38,14 @@ class Engine(Protocol):
     slots: int
     batches: bool
 
-    def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
+    def step(
+        self, frames: StreamsPixels, slots: Sequence[int], reset: Sequence[bool]
+    ) -> np.ndarray:
         """Advance N streams by T frames each.
 
         Args:
-            frames: uint8 [N, T, h * 3 // 2, w], I420, BT.601 limited range.
+            frames: of each stream uint8 [T, h * 3 // 2, w], I420, BT.601 limited range; or of all of them
+                [N, T, ...]. Tensors on the device only where the engine is on it too.
             slots: N different rows of the bank, one a stream.
             reset: N flags: start from zeros instead of the slot's state.
 
@@ -82,6 +86,11 @@ class EngineChoice:
     def precision(self) -> str:
         """What the network multiplies in, as `runtime` says it."""
         return self.runtime.split()[-1]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether its network, states and batches are a GPU's."""
+        return self.name in ("cuda", "tensorrt")
 
 
 def choose_engine(name: str, precision: str = "auto") -> EngineChoice:

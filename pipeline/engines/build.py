@@ -46,7 +46,7 @@ def build(
     """
     if choice.name == "cpu":
         return _build_openvino(choice, files, model_hw)
-    if choice.name not in ("cuda", "tensorrt"):
+    if not choice.on_gpu:
         raise EngineError(f"engine {choice.name!r} needs no compiling")
     device = CudaDevice()
     if choice.name == "cuda":

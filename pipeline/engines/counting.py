@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.frames import StreamsPixels
 from pipeline.settings import counting_seconds
 
 MODULUS = 251
@@ -27,8 +28,10 @@ class CountingEngine:
         self.bank = np.zeros((slots + 1, 2, 1, 1), np.float32)  # count, checksum
         self.frame_seconds = counting_seconds()
 
-    def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
-        labels = np.empty((*frames.shape[:2], *self.model_hw), np.uint8)
+    def step(
+        self, frames: StreamsPixels, slots: Sequence[int], reset: Sequence[bool]
+    ) -> np.ndarray:
+        labels = np.empty((len(frames), len(frames[0]), *self.model_hw), np.uint8)
         for row, (slot, fresh) in enumerate(zip(slots, reset, strict=True)):
             if fresh:
                 self.bank[slot] = 0
@@ -38,7 +41,7 @@ class CountingEngine:
                 self.bank[slot, :, 0, 0] = count + 1, checksum
                 labels[row, at] = (count + 1) % MODULUS
                 labels[row, at, 0, 0] = checksum
-        time.sleep(frames.shape[1] * self.frame_seconds)
+        time.sleep(len(frames[0]) * self.frame_seconds)
         return labels
 
     def read_state(self, slot: int) -> np.ndarray:

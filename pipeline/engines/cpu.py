@@ -20,6 +20,7 @@ from models.export import convert, core, fix_size, int8_path, openvino, save_who
 from models.spec import ModelFiles, SpecError
 from pipeline.engines import EngineChoice
 from pipeline.errors import EngineError, ModelError
+from pipeline.frames import StreamsPixels
 from pipeline.settings import available_cores, cache_folder, cpu_has_amx
 
 
@@ -84,14 +85,17 @@ class OpenVinoEngine:
             raise EngineError(f"OpenVINO could not compile the network: {first}") from error
         self.bank = np.zeros((slots + 1, *state_chw), np.float32)
 
-    def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
-        labels = np.empty((*frames.shape[:2], *self.model_hw), np.uint8)
+    def step(
+        self, frames: StreamsPixels, slots: Sequence[int], reset: Sequence[bool]
+    ) -> np.ndarray:
+        times = len(frames[0])
+        labels = np.empty((len(frames), times, *self.model_hw), np.uint8)
         for row, (slot, fresh) in enumerate(zip(slots, reset, strict=True)):
             state = self.bank[slot : slot + 1]
             if fresh:
                 state[:] = 0
-            for time in range(frames.shape[1]):
-                frame = frames[row, time : time + 1, ..., None]
+            for time in range(times):
+                frame = frames[row][time : time + 1, ..., None]
                 found = self._request.infer([frame, state], share_inputs=True, share_outputs=True)
                 labels[row, time] = found[0][0]
                 state[:] = found[1]  # the output's memory is written again by the next call

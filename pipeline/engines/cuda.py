@@ -24,6 +24,7 @@ from pipeline.engines.device import CudaDevice, Device, Event, Stream, reporting
 from pipeline.engines.inductor import load as load_compiled
 from pipeline.engines.loading import load_step
 from pipeline.errors import EngineError
+from pipeline.frames import Pixels, StreamsPixels
 
 # A step of just this many streams: (planes, state) -> (labels, next state). It is called inside a capture.
 Runner = Callable[[Tensor, Tensor], Sequence[Tensor]]
@@ -100,9 +101,11 @@ class GraphEngine:
                 for size in reversed(sizes)
             ][::-1]
 
-    def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
+    def step(
+        self, frames: StreamsPixels, slots: Sequence[int], reset: Sequence[bool]
+    ) -> np.ndarray:
         self._check(frames, slots, reset)
-        labels = np.empty((*frames.shape[:2], *self.model_hw), np.uint8)
+        labels = np.empty((len(frames), len(frames[0]), *self.model_hw), np.uint8)
         with self._reported(), torch.inference_mode():
             for start in range(0, len(slots), self._largest):
                 part = slice(start, start + self._largest)
@@ -123,12 +126,15 @@ class GraphEngine:
             self._compute.run(work)
             self._compute.record().synchronize()
 
-    def _check(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> None:
+    def _check(self, frames: StreamsPixels, slots: Sequence[int], reset: Sequence[bool]) -> None:
         rows, width = self.model_hw[0] * 3 // 2, self.model_hw[1]
-        if frames.dtype != np.uint8 or frames.shape[2:] != (rows, width):
-            raise ValueError(
-                f"frames must be uint8 [N, T, {rows}, {width}], got {frames.dtype} {frames.shape}"
-            )
+        for stream in frames:
+            wanted = (len(frames[0]), rows, width)
+            if stream.dtype not in (np.uint8, torch.uint8) or tuple(stream.shape) != wanted:
+                raise ValueError(
+                    f"frames must be uint8 [N, T, {rows}, {width}], got {stream.dtype}"
+                    f" {list(stream.shape)} among N = {len(frames)}"
+                )
         known = all(0 <= slot < self.slots for slot in slots)
         if not (len(frames) == len(slots) == len(reset) == len(set(slots)) and known):
             raise ValueError(
@@ -137,10 +143,10 @@ class GraphEngine:
             )
 
     def _advance(
-        self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool], labels: np.ndarray
+        self, frames: StreamsPixels, slots: Sequence[int], reset: Sequence[bool], labels: np.ndarray
     ) -> None:
         """All frames of a batch that fits into a bucket, time by time, into `labels`."""
-        count, times = frames.shape[:2]
+        count, times = len(frames), len(frames[0])
         bucket = next(bucket for bucket in self._buckets if bucket.size >= count)
         spare = [self.slots] * (bucket.size - count)
         keep = [not fresh for fresh in reset]
@@ -148,7 +154,11 @@ class GraphEngine:
             side = self._sides[time % 2]
             if time >= 2:
                 side.fetch(labels[:, time - 2])
-            side.fill(frames[:, time], [*slots, *spare], [*keep, *(False for _ in spare)])
+            side.fill(
+                [stream[time] for stream in frames],
+                [*slots, *spare],
+                [*keep, *(False for _ in spare)],
+            )
             keep = [True] * count
             self._launch(bucket, side, count)
         for time in range(max(0, times - 2), times):
@@ -188,6 +198,9 @@ class _Side:
     downloaded: Event
 
     def __init__(self, device: Device, largest: int, model_hw: tuple[int, int]) -> None:
+        self._there: dict[
+            int, Tensor
+        ] = {}  # frames that need no bringing up, by their place in the batch
         height, width = model_hw
         frames = (largest, height * 3 // 2, width)
         shapes = [
@@ -199,16 +212,23 @@ class _Side:
             torch.zeros(shape, dtype=dtype, device=device.torch_device) for shape, dtype in shapes
         ]
 
-    def fill(self, planes: np.ndarray, rows: list[int], keep: list[bool]) -> None:
-        """On the host: put a batch's input in."""
+    def fill(self, planes: list[Pixels], rows: list[int], keep: list[bool]) -> None:
+        """On the host: put a batch's input in. Frames that lie on the device must stay as they are until the
+        labels are fetched."""
         host_planes, host_rows, host_keep, _ = self._host
-        host_planes[: len(planes)].numpy()[...] = planes
+        self._there = {row: one for row, one in enumerate(planes) if isinstance(one, Tensor)}
+        for row, one in enumerate(planes):
+            if row not in self._there:
+                host_planes[row].numpy()[...] = one
         host_rows[: len(rows)] = torch.tensor(rows)
         host_keep[: len(keep)] = torch.tensor(keep)
 
     def upload(self, count: int, size: int) -> None:
-        for number, rows in enumerate((count, size, size)):
+        from_host = count if len(self._there) < count else 0
+        for number, rows in enumerate((from_host, size, size)):
             self._device[number][:rows].copy_(self._host[number][:rows], non_blocking=True)
+        for row, frame in self._there.items():
+            self._device[0][row].copy_(frame, non_blocking=True)
 
     def inputs(self, size: int) -> list[Tensor]:
         """On the device: planes, rows of the bank, flags."""

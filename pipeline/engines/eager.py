@@ -12,6 +12,7 @@ from models.spec import ModelFiles, SpecError
 from models.step import StreamStep
 from pipeline.engines import EngineChoice
 from pipeline.errors import ModelError
+from pipeline.frames import StreamsPixels
 
 
 class EagerEngine:
@@ -36,11 +37,13 @@ class EagerEngine:
         self.bank = torch.zeros(slots + 1, *shape, device=self.device)
 
     @torch.inference_mode()
-    def step(self, frames: np.ndarray, slots: Sequence[int], reset: Sequence[bool]) -> np.ndarray:
+    def step(
+        self, frames: StreamsPixels, slots: Sequence[int], reset: Sequence[bool]
+    ) -> np.ndarray:
         rows = torch.as_tensor(list(slots), device=self.device)
         fresh = torch.as_tensor(list(reset), device=self.device, dtype=torch.bool)
         state = torch.where(fresh[:, None, None, None], 0.0, self.bank[rows])
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).to(self.device, non_blocking=True)
+        pixels = torch.from_numpy(np.stack([*frames])).to(self.device, non_blocking=True)
         labels = []
         for time in range(pixels.shape[1]):
             found, state = self._step(pixels[:, time], state)

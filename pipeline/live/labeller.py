@@ -258,7 +258,7 @@ class Labeller:
         resets = [self._pass_gap(lane, frame) for lane, frame in batch]
         began, began_at = time.monotonic(), time.time()
         slots, fresh = bench.states.acquire([lane.name for lane, _ in batch])
-        pixels = np.stack([frame.planes[None] for _, frame in batch])
+        pixels = [frame.planes[None] for _, frame in batch]
         labels = bench.engine.step(pixels, slots, fresh)
         took_seconds = time.monotonic() - began
         bench.step_seconds = _mean(bench.step_seconds, took_seconds)

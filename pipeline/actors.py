@@ -34,6 +34,7 @@ from pipeline.cluster.spans import make_span_decoder
 from pipeline.errors import ConfigError, OutputError, StageError
 from pipeline.frames import FrameBatch, FrameItem, LabelBatch, LabelItem, Mark, StreamState
 from pipeline.metrics.on_ray import told
+from pipeline.segmenter import Segmenter
 from pipeline.sources import Source
 from pipeline.stages import (
     BATCHES_ON_THE_WAY,
@@ -43,6 +44,7 @@ from pipeline.stages import (
     RunEvent,
     ahead,
     drain,
+    failure,
     guarded,
     make_decoder,
     make_segmenter,
@@ -57,6 +59,18 @@ UNREAD_EVENTS = 64  # progress events the driver may be behind
 CONTROL = {"control": 1}  # threads apart, so that `stop` is heard while a generator runs
 
 
+_DIED = "a process that worked on it died"
+_LAST_WORDS_SECONDS = 1.0  # for what the streams of a process that ends are told
+
+
+def _end_if_lost(segmenter: Segmenter) -> None:
+    """End this process soon if its device is lost: Ray starts another, with a context of its own."""
+    if segmenter.device_lost:
+        timer = threading.Timer(_LAST_WORDS_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
+
 class FusedActor:
     """All three stages of a source, as threads; of several sources at once, by one segmenter."""
 
@@ -67,9 +81,13 @@ class FusedActor:
     def run(
         self, source: Source, resume: bool, part: Part | None = None
     ) -> Iterator[tuple[FarEvent, ...]]:
+        if self.segmenter.device_lost:  # this process ends in a moment: for the next one
+            yield (failure(source, StageError(f"{source.uri}: {_DIED}")),)
+            return
         errand = Errand(self._whole, self._span)
         events = errand.events(self.job, source, resume, part)
         yield from bundled(self.job, told(events, isinstance(self.job, FarJob)))
+        _end_if_lost(self.segmenter)
 
     def _whole(self, job: Job, source: Source, resume: bool) -> Iterator[RunEvent]:
         return process(
@@ -78,7 +96,7 @@ class FusedActor:
 
     def _span(self, job: Job, source: Source, span: Span) -> Generator[LabelItem, None, None]:
         with (
-            make_span_decoder(job, source, span, self.stopping.is_set) as decoder,
+            make_span_decoder(job, source, span, self.stopping.is_set, True) as decoder,
             closing(ahead(timed(decoder), 2)) as frames,
             closing(ahead(self.segmenter.labels(frames), 2)) as items,
         ):
@@ -126,12 +144,17 @@ class SegmenterActor:
     def labels(
         self, source: Source, decoder: Any, start: Mark | Span | None
     ) -> Iterator[LabelItem]:
+        if self.segmenter.device_lost:  # this process ends in a moment: for the next one
+            raise StageError(f"{source.uri}: {_DIED}")
         state: StreamState | None = None
         begin = start
         if isinstance(start, Mark):  # the decoder has no use for the memory
             state, begin = start.state, replace(start, state=None)
-        with closing(_pull(decoder.frames, UNREAD_BATCHES, source, begin)) as frames:
-            yield from self.segmenter.labels(frames, source.stream_id, state)
+        try:
+            with closing(_pull(decoder.frames, UNREAD_BATCHES, source, begin)) as frames:
+                yield from self.segmenter.labels(frames, source.stream_id, state)
+        finally:
+            _end_if_lost(self.segmenter)
 
 
 class SinkActor:
@@ -171,7 +194,7 @@ def _with_pictures(items: Iterator[LabelItem], source: Source) -> Iterator[Label
             try:
                 pictures = ray.get(item.pictures)
             except RayError as error:  # they went with the decoder that owned them
-                raise StageError(f"{source.uri}: a process that worked on it died") from error
+                raise StageError(f"{source.uri}: {_DIED}") from error
             yield replace(item, pictures=pictures)
         else:
             yield item
@@ -197,7 +220,7 @@ def _pull(method: Any, unread: int, source: Source, *args: Any) -> Generator[Any
     except _NO_ROOM as error:
         raise _no_room(source) from error
     except RayError as error:
-        raise StageError(f"{source.uri}: a process that worked on it died") from error
+        raise StageError(f"{source.uri}: {_DIED}") from error
     finally:
         if not finished:
             with suppress(Exception):

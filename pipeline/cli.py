@@ -309,6 +309,7 @@ def bench(
             help="Measure this instead; may be repeated.",
         ),
     ] = None,
+    hwaccel: HardwareDecoding = None,
 ) -> None:
     """Measure this pipeline against the loops people use: a table, then a line of JSON."""
     import json
@@ -320,7 +321,7 @@ def bench(
 
     result = compare(
         source, model=model, engine=engine, precision=precision, rounds=rounds,
-        frames=frames, sweep=sweep or (), say=say,
+        frames=frames, sweep=sweep or (), hwaccel=hwaccel, say=say,
     )  # fmt: skip
     print(table(result))
     print(json.dumps(result))

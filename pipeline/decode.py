@@ -180,7 +180,7 @@ class Decoder(Closing):
         return self._start.frame_index, (height, width), saved["clock"]["restarts"]
 
     def _start_chunk(self, reader: Reader, frame: VideoFrame, frame_index: int) -> _Chunk:
-        converter = _converter_for(frame)
+        converter = _converter_for(frame, reader.facts.details.get("codec", ""))
         stream = _describe(self._source, reader, frame, converter)
         height, width = self._model_hw(converter.size_hw)
         if height < 8 or width < 8 or height % 8 or width % 8:
@@ -329,14 +329,14 @@ class _Chunk:
             self._planes = tuple(np.empty(shape, np.uint8) for shape in shapes)
 
 
-def _converter_for(frame: VideoFrame) -> PlaneConverter:
+def _converter_for(frame: VideoFrame, codec: str) -> PlaneConverter:
     """What writes the planes of frames such as this one, where they lie."""
     if not stays_on_device(frame):
         return PlaneConverter(frame)
     # It takes PyTorch, which few decoders need.
     from pipeline.device_planes import DevicePlaneConverter
 
-    return DevicePlaneConverter(frame)
+    return DevicePlaneConverter(frame, codec)
 
 
 def _describe(

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from pipeline.planes import PlaneConverter, source_range
 
-# Where a sample lies in its pixel, of the pixel's length: in the middle, and chroma of H.264 and HEVC,
-# if they do not say otherwise, at the left luma sample (H.273, chroma_sample_loc_type 0). What a frame says
-# of it PyAV does not tell.
+# Where a sample lies in its pixel, of the pixel's length: in the middle, or, of chroma, where its left luma
+# sample is (H.273, chroma_sample_loc_type 0). PyAV does not tell what a frame says of it: it is what FFmpeg's
+# decoders of these codecs say where the stream does not.
 _MIDDLE, _LEFT = 0.5, 0.25
+LEFT_CHROMA = ("h264", "hevc", "mpeg2video", "mpeg4")
 _TO_LIMITED = ((219 / 255, 16.0), (224 / 255, 128 * (1 - 224 / 255)))  # luma, chroma: times, plus
 
 
@@ -30,10 +31,17 @@ class DevicePlaneConverter(PlaneConverter):
     """Writes the planes of frames of one format that lie on a device, as NV12, P010 or P016.
 
     `write_pictures` brings frames into memory: those who draw are there.
+
+    Args:
+        frame: of the format.
+        codec: FFmpeg's name of what it was coded with.
     """
 
-    def __init__(self, frame: VideoFrame) -> None:
+    def __init__(self, frame: VideoFrame, codec: str = "") -> None:
         super().__init__(frame)
+        # Of frames that were interlaced the cores forget it.
+        left = codec in LEFT_CHROMA and not frame.interlaced_frame
+        self._chroma_place = _LEFT if left else _MIDDLE
         self._full_range = source_range(frame) == ColorRange.JPEG
         self._device = tensor_of(frame.planes[0]).device
         self._weights: dict[tuple[int, int, float], Tensor] = {}
@@ -56,7 +64,10 @@ class DevicePlaneConverter(PlaneConverter):
         rows, columns = self.orientation.turn_size((height, width))
         luma, chroma = (_levels(tensor_of(plane)) for plane in frame.planes)
         y = self._scale(luma, rows, columns, _MIDDLE)
-        u, v = (self._scale(chroma[..., at], rows // 2, columns // 2, _LEFT) for at in range(2))
+        u, v = (
+            self._scale(chroma[..., at], rows // 2, columns // 2, self._chroma_place)
+            for at in range(2)
+        )
         if self._full_range:
             (times, plus), (of_chroma, middle) = _TO_LIMITED
             y, u, v = y * times + plus, u * of_chroma + middle, v * of_chroma + middle
@@ -103,20 +114,18 @@ def scaling_weights(old: int, new: int, place: float = _MIDDLE) -> np.ndarray:
     Args:
         place: where a sample lies in its pixel, from 0 to 1.
 
-    Returns float32 [new, old]; each row's sum is 1. Beyond the ends the last sample goes on.
+    Returns float32 [new, old]; each row's sum is 1, at the ends too, where there are fewer to take from.
     """
     scale = old / new
     centres = (np.arange(new)[:, None] + place) * scale - place
-    samples = np.arange(-old, 2 * old)
+    samples = np.arange(old)
     if scale > 1:
         ends = np.minimum(centres + scale / 2, samples + 0.5)
         covered = ends - np.maximum(centres - scale / 2, samples - 0.5)
-        weights = np.maximum(covered, 0) / scale
+        weights = np.maximum(covered, 0)
     else:
         weights = np.maximum(1 - np.abs(centres - samples), 0)
-    found = np.zeros((new, old), np.float32)
-    np.add.at(found.T, samples.clip(0, old - 1), weights.T)
-    return found
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
 def _levels(plane: Tensor) -> Tensor:

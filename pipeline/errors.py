@@ -24,7 +24,13 @@ class ModelError(PipelineError, ValueError):
 
 
 class EngineError(PipelineError, RuntimeError):
-    """An engine is unknown, unavailable on this machine, or failed to build or run."""
+    """An engine is unknown, unavailable on this machine, or failed to build or run.
+
+    Attributes:
+        device_lost: nothing will run on the device in this process any more; in a new one it may.
+    """
+
+    device_lost = False
 
 
 class ConfigError(PipelineError, ValueError):

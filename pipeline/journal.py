@@ -242,7 +242,7 @@ _OPENVINO, _TORCH = ("openvino",), ("torch",)
 _TENSORRT = (*_TORCH, "torch-tensorrt", "torch-tensorrt-rtx")
 # What of an identity says by which means labels come about rather than what they are of.
 _ENGINE = {
-    "the engine", "the engine's precision", "the model's compiled form",
+    "the engine", "the engine's precision", "the model's compiled form", "what scales frames",
     *(f"the version of {name}" for name in _OPENVINO + _TENSORRT),
 }  # fmt: skip
 
@@ -267,6 +267,8 @@ def identity_of(source: Source, facts: dict[str, Any], options: dict[str, Any]) 
         "the network's size": size if isinstance(size, str) else list(size),
         "the engine": engine["name"],
         "the engine's precision": engine["runtime"],
+        # A device's pixels are a level off those of the cores here and there.
+        "what scales frames": facts.get("scaled_on", "the cores"),
         **{f"the option {name}": value for name, value in options.items()},
         **{f"the version of {name}": versions.get(name)
            for name in ("roadmask", "av", "opencv-python-headless", *runtimes)},

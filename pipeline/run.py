@@ -16,9 +16,9 @@ from typing import Any
 from models.spec import DEFAULT_MODEL, ModelFiles, Spec, SpecError, find_model, shipped_models
 from pipeline.cluster.errands import FarJob
 from pipeline.cluster.job import FarRun
-from pipeline.cluster.plan import FarPlan, Hands, Teller
+from pipeline.cluster.plan import STAY, FarPlan, Hands, Teller
 from pipeline.cluster.storage import open_store
-from pipeline.config import RunConfig, check_size  # noqa: F401  (others take it from here)
+from pipeline.config import RunConfig, check_hwaccel, check_size  # noqa: F401  (others take it from here)
 from pipeline.engines import ENGINES, PRECISIONS, EngineChoice, check_fit, choose_engine
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError
 from pipeline.frames import LabelBatch
@@ -33,6 +33,7 @@ from pipeline.stages import (
     RunEvent,
     SourceReport,
     ahead,
+    frames_can_stay,
     make_decoder,
     make_segmenter,
     one_line,
@@ -77,6 +78,8 @@ def place(config: RunConfig, choice: EngineChoice, sources: int) -> Placement:
         return Placement("fused", fused_lanes, "asked for", together)
     if config.placement == "spread":
         return Placement("spread", spread_lanes, "asked for")
+    if frames_can_stay(config.hwaccel, choice):
+        return Placement("fused", spread_lanes, STAY, spread_lanes)
     if choice.on_gpu and sources > 1:
         return Placement("spread", spread_lanes, "one GPU serves several streams in a batch")
     why = (
@@ -238,7 +241,7 @@ def _prepare_far(config: RunConfig) -> FarPlan:
         sources=config.sources, out=out, model=model, engine=config.engine,
         precision=config.precision, placement=config.placement,
         weights_sha256=files.weights_sha256(), address=config.address, resume=config.resume,
-        tries=config.tries, segmenters=config.segmenters, make_job=make_job,
+        tries=config.tries, segmenters=config.segmenters, hwaccel=config.hwaccel, make_job=make_job,
     )  # fmt: skip
 
 
@@ -288,9 +291,12 @@ def _job(
                       "together": placement.together, "reason": placement.reason},
         "versions": versions(),
     }  # fmt: skip
-    batch_bytes, slots = None, SPREAD_LANES
+    if frames_can_stay(config.hwaccel, choice) and placement.name != "spread":
+        facts["scaled_on"] = config.hwaccel
+    # Of the streams that share an engine each has a slot.
+    together = placement.lanes if placement.name == "spread" else placement.together
+    batch_bytes, slots = None, max(SPREAD_LANES, together)
     if placement.name == "spread":
-        slots = max(slots, placement.lanes)
         # All batches on their way must fit into shared memory.
         batch_bytes = SHARED_MEMORY_BYTES // (placement.lanes * BATCHES_ON_THE_WAY)
     return Job(
@@ -322,15 +328,18 @@ def segment(
     precision: str = "auto",
     chunk: int = 8,
     pictures: bool = False,
+    hwaccel: str | None = None,
 ) -> Iterator[LabelBatch]:
     """The label batches of any one source, in order, in this process.
 
     Args:
         source: a video file or a folder of images.
         pictures: whether batches bring their full-size frames along.
+        hwaccel: kind of device to decode videos on, such as "cuda", where it can; None for the cores.
 
     Raises PipelineError at once if the source, the model or the engine is not there.
     """
+    check_hwaccel(hwaccel)
     files, _ = model_files(model)
     choice = choose_engine(engine, precision)
     check_fit(choice, files)
@@ -341,14 +350,14 @@ def segment(
         raise ConfigError(f"{source} holds {len(expansion.sources)} videos: give one at a time")
     job = Job(
         out=Path(), options=OutputOptions(overlay=pictures), model=str(files.folder),
-        choice=choice, chunk=chunk, slots=1, checkpoint_seconds=None,
+        choice=choice, chunk=chunk, slots=1, checkpoint_seconds=None, hwaccel=hwaccel,
     )  # fmt: skip
     return _label_batches(job, expansion.sources[0])
 
 
 def _label_batches(job: Job, source: Source) -> Iterator[LabelBatch]:
     with ExitStack() as stack:
-        decoder = stack.enter_context(make_decoder(job, source))
+        decoder = stack.enter_context(make_decoder(job, source, with_network=True))
         frames = stack.enter_context(closing(ahead(decoder, 2)))
         items = stack.enter_context(closing(make_segmenter(job).labels(frames)))
         yield from (item for item in items if isinstance(item, LabelBatch))

@@ -41,6 +41,9 @@ class Segmenter:
             CPU, where an engine has a few threads and streams need not meet.
         make_wide: makes an engine with the threads of all of them, and of the same labels, for a stream
             that has been the only one for `alone_seconds`; None for no such change.
+
+    Attributes:
+        device_lost: no engine will run in this process any more.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Segmenter:
             make_engine(model_hw), model_hw, window_seconds, longest_gap_seconds
         )
         self._lanes: dict[tuple[int, int], list[_Lane]] = {}
+        self.device_lost = False
         self._lock = Lock()
 
     def _join(self, model_hw: tuple[int, int], stream_id: str) -> _Lane:
@@ -128,7 +132,8 @@ class Segmenter:
                     yield item
                     if isinstance(item, EndOfStream):
                         return
-            except EngineError:
+            except EngineError as error:
+                self.device_lost |= error.device_lost
                 if lane is not None:
                     self._drop(lane)
                 raise

@@ -148,17 +148,29 @@ def open_journal(job: Job, source: Source, resume: bool) -> Journal:
     return Journal(job.folder(source), job.identity(source), resume)
 
 
+def frames_can_stay(hwaccel: str | None, choice: EngineChoice) -> bool:
+    """Whether frames are decoded where the network runs, and need not leave."""
+    return hwaccel == "cuda" and choice.on_gpu
+
+
 def make_decoder(
     job: Job,
     source: Source,
     stop: Callable[[], bool] | None = None,
     start: Mark | None = None,
+    with_network: bool = False,
 ) -> Decoder:
-    """The decoder of a source, at the size the job's network wants."""
-    return Decoder(source, start=start, **decoder_options(job, stop))
+    """The decoder of a source, at the size the job's network wants.
+
+    Args:
+        with_network: the job's network runs in this process too: frames may stay on its device.
+    """
+    return Decoder(source, start=start, **decoder_options(job, stop, with_network))
 
 
-def decoder_options(job: Job, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+def decoder_options(
+    job: Job, stop: Callable[[], bool] | None = None, with_network: bool = False
+) -> dict[str, Any]:
     """How the job's decoders decode, whatever they begin with."""
     cv2.setNumThreads(1)  # the stages run side by side: more threads would only get in their way
     size_hw, spec = job.size_hw, job.spec()
@@ -166,6 +178,7 @@ def decoder_options(job: Job, stop: Callable[[], bool] | None = None) -> dict[st
         "model_hw": spec.model_hw if size_hw is None else lambda _: size_hw,
         "chunk": job.chunk, "pictures": job.options.overlay, "batch_bytes": job.batch_bytes,
         "stop": stop, "mark_seconds": job.checkpoint_seconds, "hwaccel": job.hwaccel,
+        "keep_on_device": with_network and frames_can_stay(job.hwaccel, job.choice),
     }  # fmt: skip
 
 
@@ -263,7 +276,7 @@ def process(
         with ExitStack() as stack:  # closed last to first: each stage stops the one before it
             journal = stack.enter_context(open_journal(job, source, resume))
             start = journal.record.mark if journal.record else None
-            decoder = stack.enter_context(make_decoder(job, source, stop, start))
+            decoder = stack.enter_context(make_decoder(job, source, stop, start, with_network=True))
             decoded = timed(decoder)
             frames = stack.enter_context(closing(ahead(decoded, 2) if threads else decoded))
             items = stack.enter_context(

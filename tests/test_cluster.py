@@ -670,6 +670,9 @@ def test_what_nodes_become(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """A source a core; a segmenter a GPU, or several, each with lanes of its own; never more than sources."""
     monkeypatch.chdir(tmp_path)
     cpu = [node_of("a", 8), node_of("b", 2)]
+    stay = {"segmenters": 2, "hwaccel": "cuda"}  # frames do not leave the GPU they were decoded on
+    assert sites_of([node_of("g", 12, gpus=1)], 100, **stay) == 2 * [("g", 6, True, 6, 1.0, 0.5, 2)]
+    assert sites_of(cpu, 100, hwaccel="cuda") == sites_of(cpu, 100)
     assert sites_of(cpu, 100) == [("a", 8, True, 4, 1.0, 0.0, 1), ("b", 2, True, 2, 1.0, 0.0, 1)]
     assert sites_of(cpu, 2) == [("a", 1, True, 1, 1.0, 0.0, 8), ("b", 1, True, 1, 1.0, 0.0, 2)]
     assert sites_of([node_of("a", 8)], 100, placement="spread") == [("a", 7, False, 1, 0.5, 0.0, 2)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,14 @@ from pipeline.engines.cuda import GraphEngine, bucket_sizes, cuda_engine
 from pipeline.engines.device import CudaDevice, Device
 from pipeline.engines.eager import EagerEngine
 from pipeline.errors import EngineError, ModelError
+from pipeline.media import Tally, decode_packet
+from pipeline.sinks import OutputOptions
+from pipeline.sources import Source, expand
+from pipeline.stages import Job, make_segmenter, process
 from tests.devices import FakeDevice, needs_cuda
+from tests.media import write_moving_clip
 from tests.networks import made, spec_of
+from tests.test_run import read_labels
 
 SIZE = (16, 24)
 NETWORK_SIZE = (40, 72)
@@ -72,8 +80,15 @@ def follow_a_schedule(device: Device, seed: int) -> None:
         batch = chance.sample(range(slots), chance.randint(1, slots))
         reset = [chance.random() < 0.2 for _ in batch]
         pixels = frames(len(batch), chance.randint(1, 6), seed=1000 * seed + turn)
+        there = chance.choice(
+            [0.0, 0.5, 1.0]
+        )  # share of the streams that are decoded on the device
+        given = [
+            torch.from_numpy(one).to(device.torch_device) if chance.random() < there else one
+            for one in pixels
+        ]
         np.testing.assert_array_equal(
-            found.step(pixels, batch, reset), expected.step(pixels, batch, reset)
+            found.step(given, batch, reset), expected.step(pixels, batch, reset)
         )
         if chance.random() < 0.4:
             give, take = chance.randrange(slots), chance.randrange(slots)
@@ -248,6 +263,64 @@ def follow_the_plain_engine(device: Device, files: ModelFiles, precision: str) -
 
 def test_a_network_in_graphs_labels_as_plain_torch_does(files: ModelFiles) -> None:
     follow_the_plain_engine(FakeDevice(5), files, "f32")
+
+
+def test_a_run_whose_frames_stay_on_the_device_labels_as_others_do(
+    files: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the file to the label video; on the way one stream's frames are in memory, as of a codec that the
+    device does not know."""
+    clips = [tmp_path / f"clip{seed}.mp4" for seed in range(3)]
+    for seed, clip in enumerate(clips):
+        write_moving_clip(clip, 20, seed=seed)
+    there = {str(clips[0]), str(clips[1])}
+    batches: list[set[type]] = []
+
+    def decode(stream: Any, packet: Any, tally: Tally, on_device: bool = False) -> list[Any]:
+        found = decode_packet(stream, packet, tally, on_device)
+        kept = stream.container.name.removeprefix("file:") in there
+        return [frame.reformat(format="nv12") if kept else frame for frame in found]
+
+    class Watched(GraphEngine):
+        def step(self, frames: Any, slots: Any, reset: Any) -> np.ndarray:
+            batches.append({type(one) for one in frames})
+            return super().step(frames, slots, reset)
+
+    def labels_of(out: Path, hwaccel: str | None) -> list[np.ndarray]:
+        job = Job(
+            out, OutputOptions(labels="mkv", color=False), str(files.folder),
+            EngineChoice("cuda", "CUDA graphs f32", "test"), NETWORK_SIZE, hwaccel=hwaccel,
+            facts={"model": {"name": "m", "weights_sha256": "", "size_hw": NETWORK_SIZE},
+                   "engine": {"name": "cuda", "runtime": "", "form_sha256": None}, "versions": {}},
+        )  # fmt: skip
+        segmenter, sources = make_segmenter(job), expand([str(clip) for clip in clips]).sources
+
+        def go(source: Source) -> None:
+            events = list(process(job, source, segmenter, stop=lambda: False, threads=True))
+            assert events[-1].error is None  # type: ignore[union-attr]
+
+        threads = [Thread(target=go, args=(source,)) for source in sources]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [read_labels(out / clip.stem / "labels.mkv") for clip in clips]
+
+    monkeypatch.setattr("pipeline.engines.cuda.CudaDevice", FakeDevice)
+    monkeypatch.setattr("pipeline.engines.cuda.GraphEngine", Watched)
+    expected = labels_of(tmp_path / "memory", None)
+    assert set().union(*batches) == {np.ndarray}
+    batches.clear()
+    monkeypatch.setattr("pipeline.reader.decode_packet", decode)
+    monkeypatch.setattr(
+        "pipeline.decode.stays_on_device", lambda frame: frame.format.name == "nv12"
+    )
+    found = labels_of(tmp_path / "device", "cuda")
+    assert set().union(*batches) == {np.ndarray, Tensor}
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one == other).mean() > 0.95  # a network that is in doubt nearly everywhere
+    np.testing.assert_array_equal(found[2], expected[2])
 
 
 @needs_cuda

@@ -21,14 +21,18 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
 from av.codec.hwaccel import HWAccel
+from av.video.format import VideoFormat
+from av.video.frame import VideoFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.decode import Decoder
+from pipeline.device_planes import DevicePlaneConverter, scaling_weights
 from pipeline.errors import MediaError, SourceNotFoundError
 from pipeline.frames import EndOfStream, FrameBatch, Gap, StreamInfo
-from pipeline.media import Tally, decode_packet
+from pipeline.media import Acceleration, Tally, decode_packet
 from pipeline.planes import Orientation, PlaneConverter
 from pipeline.sources import Source, expand
 from pipeline.timestamps import LOOK_AHEAD, Timestamps
@@ -275,15 +279,16 @@ def test_frame_count_estimate(library: Library) -> None:
 # ---------------------------------------------------------------- on a device
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("name", ["plain.mp4", "hevc.mp4", "odd444.mp4", "covered.mp4"])
 def test_without_the_device_frames_are_decoded_on_the_cores_and_it_is_said(
-    library: Library, name: str, monkeypatch: pytest.MonkeyPatch
+    library: Library, name: str, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(kind: str, **options: Any) -> HWAccel:
         return HWAccel(kind, device="99", **options)  # on no machine, whatever it has
 
     monkeypatch.setattr("pipeline.media.HWAccel", absent)
-    found = decode(library.get(name), hwaccel="cuda")
+    found = decode(library.get(name), hwaccel="cuda", keep_on_device=keep)
     exact = decode(library.get(name))
     (note,) = found.end.notes
     assert note.startswith("decoded on the cores: cuda cannot be used here: no device or driver")
@@ -335,6 +340,148 @@ def test_frames_as_devices_give_them_are_the_same_to_the_network(library: Librar
         given.append((pixels, *planes))
     for planar, mixed in zip(*given, strict=True):
         np.testing.assert_array_equal(planar, mixed)
+
+
+def given_as(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every decoder give frames as NVDEC does, and have them taken for such: they lie in memory, as
+    what PyTorch works on here does."""
+
+    def on_device(stream: Any, packet: Any, tally: Tally, there: bool = False) -> list[Any]:
+        return [f.reformat(format=layout) for f in decode_packet(stream, packet, tally, there)]
+
+    monkeypatch.setattr("pipeline.reader.decode_packet", on_device)
+    monkeypatch.setattr("pipeline.decode.stays_on_device", lambda frame: True)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "most"),
+    [("plain.mp4", "nv12", 2), ("hevc10.mkv", "p010le", 2), ("start first.mp4", "nv12", 2),
+     ("edited.mp4", "nv12", 2), ("interlaced.ts", "nv12", 2)],
+)  # fmt: skip
+def test_frames_that_stay_on_a_device_are_scaled_as_on_the_cores(
+    library: Library, monkeypatch: pytest.MonkeyPatch, name: str, layout: str, most: int
+) -> None:
+    """Every frame once, at most a level or two apart."""
+    exact = decode(library.get(name), pictures=True)
+    given_as(layout, monkeypatch)
+    found = decode(library.get(name), pictures=True)
+    assert all(isinstance(batch.pixels, torch.Tensor) for batch in found.batches)
+    assert [len(batch) for batch in found.batches] == [len(batch) for batch in exact.batches]
+    assert found.pts == exact.pts
+    assert found.info.details["pixel_format"] == layout
+    for one, other in zip(found.batches, exact.batches, strict=True):
+        apart = np.abs(one.pixels.numpy().astype(int) - other.pixels)
+        assert apart.max() <= most
+        assert (apart > 1).mean() < 0.005
+        for plane in "yuv":
+            given, wanted = (getattr(batch.pictures, plane).astype(int) for batch in (one, other))
+            assert np.abs(given - wanted).max() <= (layout != "nv12")  # ten bits are dithered
+
+
+@pytest.mark.parametrize("model_hw", [(360, 640), (256, 448), (720, 1280)])
+def test_real_sizes_are_scaled_to_within_a_level(model_hw: tuple[int, int]) -> None:
+    with av.open("sample_videos/city_drive.mp4") as container:
+        frame = next(container.decode(video=0))
+    there = frame.reformat(format="nv12")
+    cores, device = PlaneConverter(frame), DevicePlaneConverter(there, "h264")
+    (expected,), (found,) = (converter.room(1, model_hw) for converter in (cores, device))
+    cores.write_pixels(frame, expected)
+    device.write_pixels(there, found)
+    apart = np.abs(found.numpy().astype(int) - expected)
+    assert (apart > 1).mean() < 1e-4
+    assert apart.mean() < 0.3
+
+
+def coloured(height: int, width: int, layout: str) -> VideoFrame:
+    """Smooth colours that go up to the ends of the range, with some noise."""
+    rng = np.random.default_rng(height + width)
+    coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    noisy = (smooth.astype(int) + rng.integers(-6, 7, smooth.shape)).clip(0, 255).astype(np.uint8)
+    return VideoFrame.from_ndarray(noisy, format="rgb24").reformat(format=layout)
+
+
+@pytest.mark.parametrize("layout", ["nv12", "p010le", "p016le"])
+@pytest.mark.parametrize("size_hw", [(48, 80), (96, 160), (120, 200), (24, 72), (40, 168)])
+@pytest.mark.parametrize("colours", [(1, 1), (5, 1), (9, 1), (1, 2), (6, 2)])
+def test_any_size_matrix_and_range_come_out_as_libswscale_has_them(
+    layout: str, size_hw: tuple[int, int], colours: tuple[int, int]
+) -> None:
+    frame = coloured(96, 160, layout)
+    frame.colorspace, frame.color_range = colours
+    cores, device = PlaneConverter(frame), DevicePlaneConverter(frame)
+    (expected,), (found,) = (converter.room(1, size_hw) for converter in (cores, device))
+    cores.write_pixels(frame, expected)
+    device.write_pixels(frame, found)
+    apart = np.abs(found.numpy().astype(int) - expected)
+    assert apart.max() <= 2
+    assert (apart > 1).mean() < 0.01
+    assert device.size_hw == cores.size_hw
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
+def test_frames_on_a_device_are_turned_upright(transpose: bool, flips: tuple[bool, bool]) -> None:
+    frame = coloured(96, 160, "nv12")
+    converters = PlaneConverter(frame), DevicePlaneConverter(frame)
+    size_hw, planes = ((64, 40) if transpose else (40, 64)), []
+    for converter in converters:
+        converter.orientation = Orientation(transpose, *flips)
+        planes.append(converter.room(1, size_hw)[0])
+        converter.write_pixels(frame, planes[-1])
+    assert np.abs(planes[1].numpy().astype(int) - planes[0]).max() <= 2
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([0.25, 0.5]))
+def test_no_light_is_lost_in_scaling(old: int, new: int, place: float) -> None:
+    weights = scaling_weights(old, new, place)
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
+    assert weights.min() >= 0
+    if old == new:
+        np.testing.assert_array_equal(weights, np.eye(old))
+
+
+def test_a_layout_that_no_device_gives_is_brought_into_memory() -> None:
+    class There:
+        """A frame on a device, as PyAV shows it."""
+
+        def __init__(self, layout: str) -> None:
+            self.sw_format = VideoFormat(layout)
+
+        def reformat(self, format: str) -> str:
+            return f"{format} in memory"
+
+    class Stream:
+        def decode(self, packet: Any) -> list[Any]:
+            return [There("nv12"), There("yuv444p"), coloured(16, 16, "yuv420p")]
+
+    kept, brought, plain = decode_packet(Stream(), None, Tally())  # type: ignore[arg-type]
+    assert isinstance(kept, There)
+    assert brought == "yuv444p in memory"
+    assert isinstance(plain, VideoFrame)
+
+
+def test_frames_stay_in_a_context_that_the_network_shares_or_not_at_all() -> None:
+    """FFmpeg takes one of two ways into PyTorch's context; a context of its own nobody else can read."""
+    ways = list(Acceleration("cuda", keep=True).ways())
+    assert [(way.options, way.is_hw_owned) for way in ways] == [
+        ({"primary_ctx": "1"}, True),
+        ({"primary_ctx": "0", "current_ctx": "1"}, True),
+        ({"primary_ctx": "0"}, False),
+    ]
+    assert not any(way.is_hw_owned for way in Acceleration("cuda").ways())
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", ["plain.mp4", "hevc.mp4", "hevc10.mkv", "again.ts"])
+def test_what_nvdec_leaves_on_the_gpu_is_what_the_cores_scale(library: Library, name: str) -> None:
+    torch.zeros(1, device="cuda")  # PyTorch was first, so that FFmpeg must share
+    exact = decode(library.get(name))
+    found = decode(library.get(name), hwaccel="cuda", keep_on_device=True)
+    assert found.pts == exact.pts
+    for one, other in zip(found.batches, exact.batches, strict=True):
+        assert one.pixels.is_cuda
+        assert np.abs(one.pixels.cpu().numpy().astype(int) - other.pixels).max() <= 2
 
 
 @needs_cuda

@@ -22,6 +22,7 @@ from pipeline.journal import (
     Journal,
     Record,
     ResumeError,
+    check_identity,
     decode,
     encode,
     fingerprint,
@@ -191,6 +192,9 @@ def test_what_results_depend_on(tmp_path: Path) -> None:
     other = facts | {"versions": facts["versions"] | {"ray": "3", "torch": "3"}}
     assert identity_of(source, other, {"labels": "mkv"}) == whole
     assert identity_of(source, facts, {"labels": "png"}) != whole
+    there = identity_of(source, facts | {"scaled_on": "cuda"}, {"labels": "mkv"})
+    told = check_identity(tmp_path, whole, there)
+    assert told == "what scales frames was the cores, is cuda"
     moved = tmp_path / "moved.mp4"
     os.replace(tmp_path / "a.mp4", moved)
     assert identity_of(Source("a", str(moved)), facts, {"labels": "mkv"}) == whole

@@ -9,18 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from pipeline.actors import FusedActor, SegmenterActor
 from pipeline.engines import EngineChoice
+from pipeline.engines.counting import CountingEngine
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError, PipelineError
 from pipeline.metrics.status import FILE_NAME as STATUS_FILE
 from pipeline.run import RunConfig, place, prepare, run, segment
 from pipeline.sinks import OutputOptions
-from pipeline.stages import SourceReport
+from pipeline.stages import Job, SourceReport
 from tests import media
 from tests.bench.memory import family
 
@@ -295,6 +298,59 @@ def test_streams_meet_on_a_gpu_as_many_as_cores_can_decode(
     config = RunConfig(("a.mp4",), tmp_path, OutputOptions(), engine=engine)
     placement = place(config, EngineChoice(engine, "any", "asked for"), sources)
     assert (placement.name, placement.lanes) == found
+
+
+def test_frames_that_stay_on_a_gpu_share_its_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.run.available_cores", lambda: 16)
+    config = RunConfig(("a.mp4",), tmp_path, OutputOptions(), hwaccel="cuda")
+    cuda, cpu = (EngineChoice(name, "any", "asked for") for name in ("cuda", "cpu"))
+    placement = place(config, cuda, 100)
+    assert (placement.name, placement.lanes, placement.together) == ("fused", 16, 16)
+    assert "stay" in placement.reason
+    assert place(replace(config, placement="spread"), cuda, 100).name == "spread"
+    assert place(config, cpu, 100) == place(replace(config, hwaccel=None), cpu, 100)
+
+
+class LosesItsDevice:
+    """An actor whose first process loses its device in the first step."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)  # type: ignore[call-arg]
+        marker = job.out / "lost"
+        if marker.exists():
+            return
+        marker.touch()
+
+        def step(*_: object) -> np.ndarray:
+            error = EngineError("the GPU failed (lost)")
+            error.device_lost = True
+            raise error
+
+        CountingEngine.step = step  # type: ignore[assignment, method-assign]  # in that process
+
+
+@pytest.mark.parametrize(
+    ("placement", "actor"), [("fused", FusedActor), ("spread", SegmenterActor)]
+)
+def test_after_a_lost_device_the_next_sources_have_a_new_process(
+    clips: Path, tmp_path: Path, counted_alone: dict[str, np.ndarray],
+    monkeypatch: pytest.MonkeyPatch, placement: str, actor: type,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("pipeline.run.SPREAD_LANES", 1)
+    monkeypatch.setattr("pipeline.run.available_cores", lambda: 1)
+    losing = type(actor.__name__, (LosesItsDevice, actor), {})
+    monkeypatch.setattr(f"pipeline.cluster.lanes.{actor.__name__}", losing)
+    names = [f"clip{number}" for number in range(4)]
+    sources = tuple(str(clips / f"{name}.mp4") for name in names)
+    config = RunConfig(sources, tmp_path, OutputOptions(), engine="counting", placement=placement)
+    found = [event for event in run(prepare(config)) if isinstance(event, SourceReport)]
+    errors = {report.stream_id: report.error for report in found}
+    assert errors == {"clip0": "the GPU failed (lost)", "clip1": None, "clip2": None, "clip3": None}
+    for name in names[1:]:
+        labels = read_labels(tmp_path / name / "labels.mkv")
+        np.testing.assert_array_equal(labels, counted_alone[name])
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,9 @@ def at(address: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor
     return torch.frombuffer(raw, dtype=dtype).view(shape)
 
 
+WORK_BYTES = 4096
+
+
 class Context:
     """Stands for TensorRT's: runs the step on addresses, in float32."""
 
@@ -137,16 +140,22 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
 
+    def set_device_memory(self, address: int, size: int) -> None:
+        self.plan.memories.add((address, size))
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shapes[name] = shape
-        return True
+        return self.plan.library.refuses != f"the shape of {name}"
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
-        return True
+        return self.plan.library.refuses != f"the memory of {name}"
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 77
+        ((address, size),) = self.plan.memories  # of all contexts the same
+        assert address
+        assert size == WORK_BYTES
         planes, state = self.shapes["planes"], self.shapes["state"]
         labels, following = self.plan.step(
             at(self.addresses["planes"], planes, torch.uint8),
@@ -160,8 +169,11 @@ class Context:
 class Plan:
     """Stands for an engine that TensorRT has read."""
 
+    device_memory_size_v2 = WORK_BYTES
+
     def __init__(self, library: Library, folder: str) -> None:
         self.library = library
+        self.memories: set[tuple[int, int]] = set()
         self.step = make_step(ModelFiles(Path(folder)), "f32")
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -171,7 +183,8 @@ class Plan:
             "output0": (-1, *SIZE), "output1": (-1, *state),
         }[name]  # fmt: skip
 
-    def create_execution_context(self) -> Context | None:
+    def create_execution_context(self, strategy: str) -> Context | None:
+        assert strategy == "by the user"
         return Context(self)
 
 
@@ -180,7 +193,9 @@ class Library:
 
     __version__ = "11.0.0"
     _package_name = "tensorrt"
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="by the user")
     breaks = False
+    refuses = ""  # an input, or an address
 
     class Logger:
         ERROR = 1
@@ -291,6 +306,10 @@ def test_what_tensorrt_itself_refuses_is_one_line(files: ModelFiles, library: Li
     pixels = np.zeros((1, 1, SIZE[0] * 3 // 2, SIZE[1]), np.uint8)
     with pytest.raises(EngineError, match=r"failed \(TensorRT could not run the network\) .* try"):
         engine.step(pixels, [0], [True])
+    for what in ("the shape of state", "the memory of output0"):
+        library.breaks, library.refuses = False, what
+        with pytest.raises(EngineError, match="TensorRT does not take"):
+            trt_engine.tensorrt_engine(CHOICE, files, SIZE, 2)
 
 
 def test_compiling_builds_reads_back_and_checks(

@@ -45,6 +45,7 @@ def compare(
     plain_frames: int = 100,
     frames: int | None = None,
     sweep: Sequence[str] = (),
+    hwaccel: str | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Run the contenders `rounds` times; returns what `table` shows.
@@ -55,6 +56,7 @@ def compare(
         plain_frames: the loops people use are slow: they stop after so many frames.
         frames: measure over the clip's first frames; None for all of them.
         sweep: what to vary, of `SWEEPS`, or "all"; nothing: against the plain loop.
+        hwaccel: kind of device that decodes for this pipeline; None for the cores.
 
     Raises ConfigError for an unknown sweep or a clip too short, PipelineError for what cannot run.
     """
@@ -65,7 +67,7 @@ def compare(
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
     with tempfile.TemporaryDirectory(prefix="roadmask-bench-") as folder:
         course = _course(source, Path(folder), frames, plain_frames,
-                         model=model, engine=engine, precision=precision)  # fmt: skip
+                         model=model, engine=engine, precision=precision, hwaccel=hwaccel)  # fmt: skip
         result = _facts(course, source, rounds)
         if not sweep or "all" in sweep:
             result |= _against_the_plain_loop(course, rounds, say)
@@ -76,7 +78,7 @@ def compare(
 
 
 def _course(
-    source: str, folder: Path, frames: int | None, plain_frames: int, **settings: str
+    source: str, folder: Path, frames: int | None, plain_frames: int, **settings: str | None
 ) -> Course:
     config = RunConfig((source,), folder, OutputOptions(labels="none"), **settings)  # type: ignore[arg-type]
     whole = Course(Path(source), 0, config, plain_frames)
@@ -98,6 +100,7 @@ def _facts(course: Course, source: str, rounds: int) -> dict[str, Any]:
         "machine": processor_name(),
         "cores": available_cores(),
         "engine": job.choice.runtime,
+        "decoded_on": kept.stream.details.get("decoded_on", "cores"),
         "model": job.facts["model"],
         "rounds": rounds,
         "versions": versions(),

@@ -11,10 +11,10 @@ from pipeline.cluster.crew import Crew
 from pipeline.cluster.feed import Feed
 from pipeline.cluster.lanes import Site
 from pipeline.cluster.nodes import Node, Question, Scout
-from pipeline.cluster.plan import FarPlan, Hands, Scene, Teller
+from pipeline.cluster.plan import STAY, FarPlan, Hands, Scene, Teller
 from pipeline.engines import EngineChoice
 from pipeline.errors import ConfigError
-from pipeline.stages import Job, RunEvent
+from pipeline.stages import Job, RunEvent, frames_can_stay
 from pipeline.versions import versions
 
 TOGETHER = 4  # fused sources in a process: they share its libraries, engines and interpreter
@@ -114,7 +114,8 @@ class Builder:
     def _of(self, node: Node, nodes: int) -> list[Site]:
         choice = _choice(node)
         fused = self._plan.placement == "fused" or (
-            self._plan.placement == "auto" and not (choice.on_gpu and self._sources > 1)
+            self._plan.placement == "auto"
+            and (self._frames_stay(choice) or not (choice.on_gpu and self._sources > 1))
         )
         if choice.on_gpu and node.gpus:
             return self._devices(node, fused)
@@ -140,10 +141,18 @@ class Builder:
         gpus = 1.0 / self._plan.segmenters if node.gpus >= 1 else node.gpus / self._plan.segmenters
         if not fused:
             return self._spread(node, node.cores / count, gpus, count)
-        hands = Hands(_choice(node), "fused", self._reason("one stream"), 1,
+        lanes, reason = 1, self._reason("one stream")
+        if self._frames_stay(_choice(node)):
+            lanes, reason = max(1, min(DEVICE_LANES, int(node.cores / count))), self._reason(STAY)
+        hands = Hands(_choice(node), "fused", reason, lanes, lanes,
                             form_sha256=node.answer.form_sha256)  # fmt: skip
         job = self._plan.make_job(hands)
-        return [self._site(node, job, 1, True, cpus=1.0, gpus=gpus) for _ in range(count)]
+        return [
+            self._site(node, job, lanes, True, lanes, cpus=1.0, gpus=gpus) for _ in range(count)
+        ]
+
+    def _frames_stay(self, choice: EngineChoice) -> bool:
+        return frames_can_stay(self._plan.hwaccel, choice)
 
     def _spread(self, node: Node, cores: float, gpus: float, count: int) -> list[Site]:
         lanes = min(DEVICE_LANES, int((cores - _SPREAD_CPUS) // (2 * _SPREAD_CPUS)))

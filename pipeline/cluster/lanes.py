@@ -174,8 +174,9 @@ class Lane:
 
     def remake(self) -> None:
         """New processes after a death. Any who shared the process may have been its death: each gets its
-        own."""
-        self.host = None
+        own, but for a device's, of which there is one: Ray starts it again."""
+        if not self.site.job.choice.on_gpu:
+            self.host = None
         self.close()
         self._make()
 

@@ -11,6 +11,9 @@ from pipeline.cluster.storage import is_remote
 from pipeline.engines import EngineChoice
 from pipeline.stages import Job
 
+# Why streams of a GPU share a process, where they do.
+STAY = "frames decoded on the GPU stay there, beside the one network"
+
 
 class Teller(Protocol):
     """What the user sees of a job beside its events."""
@@ -77,6 +80,7 @@ class FarPlan:
         resume: do what an earlier run of the same has left.
         tries: failures after which a source is put aside.
         segmenters: of each GPU.
+        hwaccel: kind of device that decodes, None for the cores.
         make_job: the job for certain hands.
         warnings: what the user should know before anything runs, a line each.
     """
@@ -92,6 +96,7 @@ class FarPlan:
     resume: bool
     tries: int
     segmenters: int
+    hwaccel: str | None
     make_job: Callable[[Hands], Job]
     warnings: tuple[str, ...] = ()
 

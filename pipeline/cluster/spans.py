@@ -143,9 +143,11 @@ class SpanDecoder(Decoder):
         return self._span.begin - self._span.warm, None, 0
 
 
-def make_span_decoder(job: Job, source: Source, span: Span, stop: Any = None) -> SpanDecoder:
+def make_span_decoder(
+    job: Job, source: Source, span: Span, stop: Any = None, with_network: bool = False
+) -> SpanDecoder:
     """As `make_decoder`, for a span: nobody draws on its frames."""
-    options = {**decoder_options(job, stop), "pictures": False, "mark_seconds": None}
+    options = {**decoder_options(job, stop, with_network), "pictures": False, "mark_seconds": None}
     return SpanDecoder(source, span, **options)
 
 

@@ -136,10 +136,13 @@ def reporting(device: Device, model_hw: tuple[int, int], streams: int) -> Iterat
         if problem is None:
             raise
         height, width = model_hw
-        raise EngineError(
+        reported = EngineError(
             f"{device.name} {problem} with {streams} streams of {height}x{width}: try a smaller"
             " --size, fewer sources at once, or --engine cpu"
-        ) from error
+        )
+        # An error of a kernel stays with the process's context; for want of memory nothing has run.
+        reported.device_lost = not isinstance(error, torch.OutOfMemoryError)
+        raise reported from error
 
 
 def device_problem(error: BaseException) -> str | None:

@@ -113,7 +113,8 @@ def tensorrt_engine(
 
 
 class Plan:
-    """A deserialised engine.
+    """A deserialised engine, and the memory that its executions work in: one after the other, so that all
+    share what the largest needs.
 
     Raises EngineError if TensorRT does not take it.
     """
@@ -129,6 +130,7 @@ class Plan:
             raise EngineError(
                 f"TensorRT {runtime.__version__} does not take the engine: run `{command}`"
             )
+        self._memory: Tensor | None = None
         _, channels, rows, columns = self._shape("state", 1)
         self.state_chw = (channels, rows, columns)
 
@@ -137,16 +139,23 @@ class Plan:
         return tuple(streams if size == -1 else int(size) for size in shape)
 
     def execution(self, streams: int, device: Device) -> Execution:
-        """What runs the engine for just so many streams, with memory of its own."""
+        """What runs the engine for just so many streams; no two at once."""
+        # By default each would take what the largest batch needs.
+        ours = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
         strategies = getattr(self._library, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
-            context = self._engine.create_execution_context()
+            context = self._engine.create_execution_context(ours)
         else:  # TensorRT-RTX would else change kernels later, which a captured graph can't
             config = self._engine.create_runtime_config()
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+            config.set_execution_context_allocation_strategy(ours)
             context = self._engine.create_execution_context(config)
         if context is None:
             raise RuntimeError("TensorRT made no execution context, most often for want of memory")
+        if self._memory is None:
+            size = max(1, int(self._engine.device_memory_size_v2))
+            self._memory = torch.empty(size, dtype=torch.uint8, device=device.torch_device)
+        context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
         shapes = [self._shape(name, streams) for name in ("planes", "state", *OUTPUTS)]
         return Execution(context, device, shapes)
 
@@ -157,8 +166,9 @@ class Execution:
     def __init__(self, context: Any, device: Device, shapes: list[tuple[int, ...]]) -> None:
         planes, state, labels, _ = shapes
         self._context, self._device = context, device
-        context.set_input_shape("planes", planes)
-        context.set_input_shape("state", state)
+        for name, shape in (("planes", planes), ("state", state)):
+            if not context.set_input_shape(name, shape):
+                raise RuntimeError(f"TensorRT does not take {name} of the shape {list(shape)}")
         self._labels = torch.zeros(labels, dtype=torch.int32, device=device.torch_device)
 
     def __call__(self, planes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,7 +180,8 @@ class Execution:
             OUTPUTS[1]: following,
         }
         for name, tensor in tensors.items():
-            self._context.set_tensor_address(name, tensor.data_ptr())
+            if not self._context.set_tensor_address(name, tensor.data_ptr()):
+                raise RuntimeError(f"TensorRT does not take the memory of {name}")
         if not self._context.execute_async_v3(self._device.stream_handle()):
             raise RuntimeError("TensorRT could not run the network")
         return self._labels, following

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from threading import Condition, Lock
 
@@ -35,6 +35,44 @@ class Request:
         return self.frames.stream.stream_id
 
 
+class Company:
+    """The streams that a batch waits for: those that gave frames of late. Knows no threads.
+
+    One that let a window pass is not waited for again before it has given frames: a slow one costs the others
+    at most one window for each batch of its own.
+
+    Args:
+        window_seconds: how long a batch waits for others once the engine is free; 0 for not at all.
+    """
+
+    def __init__(self, window_seconds: float) -> None:
+        if window_seconds < 0:
+            raise ValueError(f"window_seconds must be at least 0, got {window_seconds}")
+        self.window_seconds = window_seconds
+        self._awaited: set[str] = set()
+
+    def join(self, stream_id: str) -> None:
+        """A stream has begun, or has given frames: batches wait for it."""
+        self._awaited.add(stream_id)
+
+    def leave(self, stream_id: str) -> None:
+        """A stream has ended: nobody waits for it any more."""
+        self._awaited.discard(stream_id)
+
+    def due_at(self, since: float, here: Set[str]) -> float:
+        """When the batch is to go, seconds: minus infinity for at once.
+
+        Args:
+            since: since when there has been something for a free engine to do, seconds.
+            here: the streams that it could have.
+        """
+        return since + self.window_seconds if self._awaited - here else -math.inf
+
+    def close(self, here: Set[str]) -> None:
+        """The window is over: who is not here is not waited for again."""
+        self._awaited &= here
+
+
 class Waiting:
     """The requests that wait, and the rules by which batches are made of them. Knows no threads.
 
@@ -43,9 +81,7 @@ class Waiting:
       older requests, one fewer than there are streams (a stream has one waiting at most); and where all
       have the same number of frames, for those of ceil(streams / largest) batches, its own among them.
     - A batch is due when it is full, when every stream it waits for has a request, or when it has waited
-      for the window.
-    - A stream that let a window pass is not waited for again before it has given frames: a slow one costs
-      the others at most one window for each batch of its own.
+      for the window: see `Company`.
 
     Args:
         largest: how many streams a batch may hold.
@@ -53,29 +89,26 @@ class Waiting:
     """
 
     def __init__(self, largest: int, window_seconds: float) -> None:
-        if largest < 1 or window_seconds < 0:
-            raise ValueError(
-                f"largest must be at least 1 and window_seconds at least 0, got {largest} and"
-                f" {window_seconds}"
-            )
+        if largest < 1:
+            raise ValueError(f"largest must be at least 1, got {largest}")
         self.largest, self.window_seconds = largest, window_seconds
+        self._company = Company(window_seconds)
         self._requests: list[Request] = []  # oldest first
-        self._awaited: set[str] = set()
 
     def join(self, stream_id: str) -> None:
         """A stream has begun: batches wait for it, within the window."""
-        self._awaited.add(stream_id)
+        self._company.join(stream_id)
 
     def leave(self, stream_id: str) -> None:
         """A stream has ended: nobody waits for it any more."""
-        self._awaited.discard(stream_id)
+        self._company.leave(stream_id)
 
     def add(self, request: Request) -> None:
         """Raises ValueError if the stream has a request waiting already."""
         if any(other.stream_id == request.stream_id for other in self._requests):
             raise ValueError(f"stream {request.stream_id!r} waits with a request already")
         self._requests.append(request)
-        self._awaited.add(request.stream_id)
+        self._company.join(request.stream_id)
 
     def drop(self, request: Request) -> None:
         """Forget a request that nobody waits for any more; unknown ones are ignored."""
@@ -97,20 +130,21 @@ class Waiting:
         """
         if not self._requests:
             return math.inf
-        if len(self._next()) >= self.largest or not self._missing():
+        if len(self._next()) >= self.largest:
             return -math.inf
-        return max(self._requests[0].submitted_at, free_since) + self.window_seconds
+        since = max(self._requests[0].submitted_at, free_since)
+        return self._company.due_at(since, self._here())
 
     def take(self, window_over: bool) -> list[Request]:
         """The next batch; after its window, nobody is waited for again who is not here by now."""
         if window_over:
-            self._awaited -= self._missing()
+            self._company.close(self._here())
         batch = self._next()
         self._requests = [request for request in self._requests if request not in batch]
         return batch
 
-    def _missing(self) -> set[str]:
-        return self._awaited - {request.stream_id for request in self._requests}
+    def _here(self) -> set[str]:
+        return {request.stream_id for request in self._requests}
 
     def _next(self) -> list[Request]:
         length = len(self._requests[0].frames)

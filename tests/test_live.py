@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pipeline.engines import MakeEngine
 from pipeline.engines.counting import CountingEngine
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.frames import StreamsPixels
 from pipeline.live.address import parse_address, split_name, usual_name
 from pipeline.live.delivery import CameraConfig
 from pipeline.live.hub import Shown
@@ -396,6 +397,71 @@ def test_a_batching_engine_gets_all_cameras_that_have_a_frame() -> None:
     with hub_of(cameras, lambda hw: Recording(hw, 3)) as hub:
         until(lambda: min(status.frames for status in hub.cameras()) >= 10)
     assert max(sizes) == 3
+
+
+class Batches(CountingEngine):
+    """Remembers how many cameras each step had."""
+
+    def __init__(self, model_hw: tuple[int, int], slots: int) -> None:
+        super().__init__(model_hw, slots)
+        self.sizes: list[int] = []
+
+    def step(
+        self, frames: StreamsPixels, slots: Sequence[int], reset: Sequence[bool]
+    ) -> np.ndarray:
+        self.sizes.append(len(frames))
+        return super().step(frames, slots, reset)
+
+
+def test_a_batch_waits_a_little_for_the_cameras_that_gave_frames_of_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.live.labeller.WINDOW_SECONDS", 1.0)
+    engine, cameras = Batches(MODEL_HW, 16), [FakeCamera() for _ in range(3)]
+    with hub_of(cameras, lambda hw: engine) as hub:
+        feeds = [hub.subscribe(str(place)) for place in range(3)]
+        label(hub, cameras[0], feeds[0])
+        engine.sizes.clear()
+        for camera in cameras:
+            camera.give()
+        until(lambda: sum(engine.sizes) == 3)  # the last one is waited for from now on, at least
+        for _ in range(3):
+            engine.sizes.clear()
+            for camera in cameras:
+                assert engine.sizes == []  # nothing goes before the last of them has come
+                camera.give()
+                time.sleep(0.02)
+            until(lambda: engine.sizes)
+            assert engine.sizes == [3]
+        assert all(feed.take(1) for feed in feeds)
+
+
+def test_a_camera_that_is_silent_costs_the_others_one_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.live.labeller.WINDOW_SECONDS", 0.5)
+    engine, cameras = Batches(MODEL_HW, 16), [FakeCamera() for _ in range(2)]
+    with hub_of(cameras, lambda hw: engine) as hub:
+        feed = hub.subscribe("0")
+        label(hub, cameras[0], feed)
+        engine.sizes.clear()
+        for camera in cameras:
+            camera.give()
+        until(lambda: sum(engine.sizes) == 2)
+        feed.take(1)
+        cameras[1].give()
+        cameras[0].give()
+        until(lambda: sum(engine.sizes) == 4)
+        feed.take(1)
+        waits = []
+        for _ in range(4):
+            began = time.monotonic()
+            label(hub, cameras[0], feed)
+            waits.append(time.monotonic() - began)
+        assert waits[0] >= 0.4
+        assert max(waits[1:]) < 0.4
+        cameras[1].give()  # it is back, and nobody waited for it
+        until(lambda: sum(engine.sizes) == 9)
 
 
 def test_more_cameras_than_slots_keep_their_memories_apart() -> None:

@@ -15,7 +15,7 @@ from pipeline.engines import engine_factory
 from pipeline.errors import PipelineError, StageError
 from pipeline.live.address import Address
 from pipeline.live.camera import Camera
-from pipeline.live.config import ENGINE_SLOTS, LivePlan
+from pipeline.live.config import LivePlan, engine_slots
 from pipeline.live.connection import picture_size
 from pipeline.live.console import Console
 from pipeline.live.delivery import CameraConfig
@@ -72,7 +72,7 @@ def run_live(
         kind = stack.enter_context(_camera_kind(plan, outputs))
         hub = LiveHub(
             plan.camera_config,
-            engine_factory(plan.choice, plan.files, plan.spec, ENGINE_SLOTS),
+            engine_factory(plan.choice, plan.files, plan.spec, engine_slots(plan.choice)),
             kind,
             longest_gap_seconds=plan.config.longest_gap_seconds,
             listeners=(console, *outputs.listeners),

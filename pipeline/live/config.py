@@ -25,7 +25,12 @@ GPU_LATENCY_MS = 200.0
 CPU_LATENCY_MS = (
     500.0  # a step takes 15 to 30 ms on two cores, and a burst of cameras must queue for it
 )
-ENGINE_SLOTS = 16  # states in the engine's own memory; those of further cameras are swapped
+
+
+def engine_slots(choice: EngineChoice) -> int:
+    """Cameras whose states lie in the engine's own memory, and the most that a batch has; the states of
+    further ones are swapped."""
+    return 64 if choice.on_gpu else 16
 
 
 @dataclass(frozen=True)

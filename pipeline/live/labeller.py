@@ -12,6 +12,7 @@ from threading import Event, Lock, Thread
 import cv2
 import numpy as np
 
+from pipeline.batch import Company
 from pipeline.engines import Engine, MakeEngine
 from pipeline.frames import Gap, StreamInfo
 from pipeline.live.delivery import Frame, Handover
@@ -26,6 +27,7 @@ LIVE_TIME_BASE = Fraction(1, 1000)  # time stamps of what comes from cameras are
 _AHEAD = 2
 _LEAST_SHARE = 0.25  # of the limit: so old a frame may be however slow the network is
 _USUAL_PERIODS = 3.0  # a pause of more frame periods than this is a gap
+WINDOW_SECONDS = 0.005  # that a batch waits for other cameras, where batches are faster at all
 _NEW_WEIGHT = 0.1  # of the newest in running means
 
 
@@ -53,10 +55,18 @@ class Labelled:
 
 @dataclass
 class _Bench:
-    """The engine of one input size, and the states of the cameras it serves."""
+    """The engine of one input size, and the states of the cameras it serves.
+
+    Attributes:
+        company: the cameras that a batch waits for; None where batches are no faster.
+        waits_since: `time.monotonic()` since when frames have waited for company, seconds; None if none do.
+        step_seconds: what a step takes, on average.
+    """
 
     engine: Engine
     states: StateTable
+    company: Company | None
+    waits_since: float | None = None
     step_seconds: float = 0.0
 
 
@@ -85,7 +95,8 @@ class Labeller:
     """Takes frames of all cameras, labels them, and hands them to their lanes. A thread of its own.
 
     A camera is served when it has a frame and has waited longest, so that under overload all get the
-    same share. Engines that batch get one frame of each camera that has one. A network for a new
+    same share. Engines that batch get one frame of each camera that has one, and wait for those that had one
+    of late, but never longer than the window. A network for a new
     size is made beside the work; until it is there, that camera's frames are dropped. None of its
     threads may be left alone when the interpreter ends: native code that comes back to an interpreter
     that is gone crashes.
@@ -163,8 +174,10 @@ class Labeller:
                 self._frame_came.clear()
                 lanes = self._lanes()
                 self._tidy(lanes)
-                batch = self._pick(lanes)
-                if batch:
+                if (left := self._window_left(lanes)) > 0:
+                    self._look_ahead(lanes, everybody=True)
+                    self._frame_came.wait(left)
+                elif batch := self._pick(lanes):
                     self._label(batch)
                 else:
                     self._frame_came.wait(0.5)
@@ -185,6 +198,26 @@ class Labeller:
             idle = [size for size, bench in self._benches.items() if bench and size not in used]
             for size in idle[: max(0, len(idle) - KEPT_IDLE_ENGINES)]:
                 del self._benches[size]
+
+    def _window_left(self, lanes: Sequence[Lane]) -> float:
+        """How long the next batch may still wait for company, seconds."""
+        waiting = {lane: frame.model_hw for lane in lanes if (frame := lane.frame) is not None}
+        if not waiting:
+            return 0.0
+        model_hw = waiting[min(waiting, key=lambda lane: lane.served_at)]
+        bench = self._benches.get(model_hw)
+        if bench is None or bench.company is None:
+            return 0.0
+        here = {lane.name for lane, size_hw in waiting.items() if size_hw == model_hw}
+        now = time.monotonic()
+        bench.waits_since = bench.waits_since or now
+        full = len(here) >= bench.engine.slots
+        left = 0.0 if full else bench.company.due_at(bench.waits_since, here) - now
+        if left <= 0:
+            bench.waits_since = None
+            if not full:
+                bench.company.close(here)
+        return left
 
     def _pick(self, lanes: Sequence[Lane]) -> list[tuple[Lane, Frame]]:
         """The frames to label next, and word to the cameras that come after them."""
@@ -249,13 +282,19 @@ class Labeller:
             self._stopping.set()
         else:
             with self._benches_lock:
-                self._benches[model_hw] = _Bench(engine, StateTable(engine, self._longest_gap))
+                self._benches[model_hw] = _Bench(
+                    engine, StateTable(engine, self._longest_gap),
+                    Company(WINDOW_SECONDS) if engine.batches else None,
+                )  # fmt: skip
         self._frame_came.set()
 
     def _label(self, batch: list[tuple[Lane, Frame]]) -> None:
         bench = self._benches[batch[0][1].model_hw]
         assert bench is not None
         resets = [self._pass_gap(lane, frame) for lane, frame in batch]
+        if bench.company is not None:
+            for lane, _ in batch:
+                bench.company.join(lane.name)
         began, began_at = time.monotonic(), time.time()
         slots, fresh = bench.states.acquire([lane.name for lane, _ in batch])
         pixels = [frame.planes[None] for _, frame in batch]
@@ -335,6 +374,8 @@ class Labeller:
         bench = self._benches.get(seat.model_hw) if seat is not None else None
         if bench is not None:
             bench.states.release(lane.name)
+            if bench.company is not None:
+                bench.company.leave(lane.name)
 
 
 def _seconds_between(last: Frame, frame: Frame) -> float:

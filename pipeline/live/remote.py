@@ -10,7 +10,7 @@ from pipeline.engines import engine_factory
 from pipeline.errors import ConfigError, ModelError
 from pipeline.live.address import Address
 from pipeline.live.command import Outputs
-from pipeline.live.config import ENGINE_SLOTS, LiveConfig, prepare_live
+from pipeline.live.config import LiveConfig, engine_slots, prepare_live
 from pipeline.live.delivery import CameraConfig
 from pipeline.live.lane import CameraHandle
 from pipeline.live.live import Listener, LiveHub
@@ -49,7 +49,7 @@ def open_site(
     def make_hub(listeners: tuple[Listener, ...]) -> LiveHub:
         return LiveHub(
             plan.camera_config,
-            engine_factory(plan.choice, plan.files, plan.spec, ENGINE_SLOTS),
+            engine_factory(plan.choice, plan.files, plan.spec, engine_slots(plan.choice)),
             make,
             longest_gap_seconds=config.longest_gap_seconds,
             listeners=(LiveMeter(meters), *outputs.listeners, *listeners),

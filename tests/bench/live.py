@@ -33,7 +33,7 @@ import numpy as np
 from pipeline.bench.measure import family, processor_name
 from pipeline.engines import EngineChoice, choose_engine, engine_factory
 from pipeline.live.camera import Camera
-from pipeline.live.config import CPU_LATENCY_MS, ENGINE_SLOTS, GPU_LATENCY_MS
+from pipeline.live.config import CPU_LATENCY_MS, GPU_LATENCY_MS, engine_slots
 from pipeline.live.delivery import CameraConfig
 from pipeline.live.labeller import Labelled
 from pipeline.live.live import Listener, LiveHub, MakeCamera
@@ -116,7 +116,10 @@ def make_hub(options: argparse.Namespace, make_camera: MakeCamera, *listeners: L
     choice, limit_ms = choice_of(options)
     config = CameraConfig(spec, size_hw=size_of(options), max_latency_seconds=limit_ms / 1000)
     return LiveHub(
-        config, engine_factory(choice, files, spec, ENGINE_SLOTS), make_camera, listeners=listeners
+        config,
+        engine_factory(choice, files, spec, engine_slots(choice)),
+        make_camera,
+        listeners=listeners,
     )
 
 

@@ -30,7 +30,8 @@ HardwareDecoding = Annotated[
     str | None,
     typer.Option(
         metavar="cuda|...",
-        help="Decode videos on a device (cuda: NVDEC); on the cores, with a note, where it cannot.",
+        help="Decode videos on a device (cuda: NVDEC, beside a GPU engine without leaving the GPU); on the"
+        " cores, with a note, where it cannot.",
     ),
 ]
 TlsCert = Annotated[

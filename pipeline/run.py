@@ -19,7 +19,14 @@ from pipeline.cluster.job import FarRun
 from pipeline.cluster.plan import STAY, FarPlan, Hands, Teller
 from pipeline.cluster.storage import open_store
 from pipeline.config import RunConfig, check_hwaccel, check_size  # noqa: F401  (others take it from here)
-from pipeline.engines import ENGINES, PRECISIONS, EngineChoice, check_fit, choose_engine
+from pipeline.engines import (
+    ENGINES,
+    PRECISIONS,
+    EngineChoice,
+    check_fit,
+    choose_engine,
+    with_kernels,
+)
 from pipeline.errors import ConfigError, EngineError, ModelError, OutputError
 from pipeline.frames import LabelBatch
 from pipeline.resume import Survey, survey, unfinished
@@ -152,7 +159,7 @@ def prepare(config: RunConfig) -> Plan | FarPlan:
 def prepare_here(config: RunConfig) -> Plan:
     """As `prepare`, for what runs on this machine."""
     files, spec = model_files(config.model)
-    choice = choose_engine(config.engine, config.precision)
+    choice = with_kernels(choose_engine(config.engine, config.precision), files)
     form = check_fit(choice, files)
     expansion = expand(config.sources)
     _check_out(config.out)

@@ -13,7 +13,7 @@ from models.registry import save
 from models.spec import ModelFiles
 from pipeline import engines
 from pipeline.cli import main
-from pipeline.engines import EngineChoice, choose_engine, inductor
+from pipeline.engines import EngineChoice, choose_engine, inductor, with_kernels
 from pipeline.engines.check import Findings, check, ensure, latencies_ms, seeded_frames
 from pipeline.engines.counting import CountingEngine
 from pipeline.engines.cuda import cuda_engine
@@ -175,6 +175,9 @@ def test_kernels_for_the_cuda_engine_are_compiled_loaded_and_checked(
     monkeypatch.setattr("pipeline.engines.build.CudaDevice", ReplayedDevice)
     assert choose_engine("cuda").runtime == "CUDA graphs f16"
     assert inductor.load(CUDA, files, SIZE, FakeDevice()) is None
+    assert with_kernels(CUDA, files).reason.endswith(
+        "`roadmask compile --engine cuda` has made none"
+    )
     status = roadmask(monkeypatch, "compile", files.folder, "--engine", "cuda", "--precision", "f32",
                       "--size", "40x72", "--streams", "3")  # fmt: skip
     shown = capsys.readouterr()
@@ -185,6 +188,7 @@ def test_kernels_for_the_cuda_engine_are_compiled_loaded_and_checked(
     found = inductor.load(CUDA, files, SIZE, FakeDevice())
     assert found is not None
     assert found[1] == 3
+    assert with_kernels(CUDA, files).reason.endswith("; kernels were compiled for 40x72")
     # Those of another GPU are passed over for ready-made ones.
     monkeypatch.setattr(FakeDevice, "name", "another card")
     assert inductor.load(CUDA, files, SIZE, FakeDevice()) is None

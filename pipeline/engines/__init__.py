@@ -7,7 +7,7 @@ nothing else in the pipeline ever sees a state, except as a checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -149,6 +149,20 @@ def _gpu_problem(name: str, precision: str) -> str:
     from pipeline.engines.tensorrt import tensorrt_problem
 
     return tensorrt_problem(precision)
+
+
+def with_kernels(choice: EngineChoice, files: ModelFiles) -> EngineChoice:
+    """The choice, its reason saying which kernels a CUDA engine will have."""
+    if choice.name != "cuda":
+        return choice
+    from pipeline.engines.artefacts import built_sizes
+
+    sizes = built_sizes("cuda", files, choice.precision)
+    if sizes:
+        kernels = f"kernels were compiled for {', '.join(sizes)}"
+    else:
+        kernels = "PyTorch's own kernels, for `roadmask compile --engine cuda` has made none"
+    return replace(choice, reason=f"{choice.reason}; {kernels}")
 
 
 def check_fit(choice: EngineChoice, files: ModelFiles) -> str | None:

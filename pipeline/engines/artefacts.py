@@ -109,6 +109,13 @@ class Artefact:
         return data, record
 
 
+def built_sizes(engine: str, files: ModelFiles, precision: str) -> list[str]:
+    """Sizes HxW that there is an engine of a model for, whether it still fits or not."""
+    start = f"{engine}-{files.weights_sha256()[:16]}-"
+    paths = cache_folder().glob(f"{start}*-{precision}.json")
+    return sorted(path.stem[len(start) : -len(precision) - 1] for path in paths)
+
+
 def calibrations(files: ModelFiles, precision: str) -> str | None:
     """SHA-256 of what a model's engines of a precision were calibrated with, all sizes together.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.spec import DEFAULT_MODEL, ModelFiles, Spec
-from pipeline.engines import ENGINES, EngineChoice, check_fit, choose_engine
+from pipeline.engines import ENGINES, EngineChoice, check_fit, choose_engine, with_kernels
 from pipeline.errors import ConfigError
 from pipeline.live.address import (
     Address,
@@ -176,7 +176,7 @@ def prepare_live(config: LiveConfig) -> LivePlan:
         config = _named_anywhere(config, files)
         choice, form = EngineChoice("cluster", "", "each node chooses its own"), None
     else:
-        choice = choose_engine(config.engine, config.precision)
+        choice = with_kernels(choose_engine(config.engine, config.precision), files)
         form = check_fit(choice, files)
     on_cpu = choice.name in ("cpu", "counting", "cluster")
     usual_ms = CPU_LATENCY_MS if on_cpu else GPU_LATENCY_MS

@@ -14,8 +14,9 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from threading import Event
@@ -31,7 +32,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 from pipeline.cluster.errands import FarEvent, FarJob, Part, Span, bundled, settled
 from pipeline.cluster.joining import Errand
 from pipeline.cluster.spans import make_span_decoder
-from pipeline.errors import ConfigError, OutputError, StageError
+from pipeline.errors import ConfigError, EngineError, OutputError, StageError
 from pipeline.frames import FrameBatch, FrameItem, LabelBatch, LabelItem, Mark, StreamState
 from pipeline.metrics.on_ray import told
 from pipeline.segmenter import Segmenter
@@ -44,7 +45,6 @@ from pipeline.stages import (
     RunEvent,
     ahead,
     drain,
-    failure,
     guarded,
     make_decoder,
     make_segmenter,
@@ -61,33 +61,47 @@ CONTROL = {"control": 1}  # threads apart, so that `stop` is heard while a gener
 
 _DIED = "a process that worked on it died"
 _LAST_WORDS_SECONDS = 1.0  # for what the streams of a process that ends are told
+_LONGEST_END_SECONDS = 30.0
 
 
-def _end_if_lost(segmenter: Segmenter) -> None:
-    """End this process soon if its device is lost: Ray starts another, with a context of its own."""
-    if segmenter.device_lost:
-        timer = threading.Timer(_LAST_WORDS_SECONDS, os._exit, (1,))
-        timer.daemon = True
-        timer.start()
+class MortalSegmenter(Segmenter):
+    """A segmenter whose process ends with its device: Ray starts another, with a context of its own, in which
+    what was under way goes on."""
+
+    def labels(
+        self,
+        frames: Iterable[FrameItem],
+        stream_id: str = "",
+        state: StreamState | None = None,
+    ) -> Generator[LabelItem, None, None]:
+        """As of `Segmenter`. Raises StageError instead of an EngineError of a device that is lost."""
+        if self.device_lost:
+            time.sleep(_LONGEST_END_SECONDS)  # not to fail, and be begun, again and again meanwhile
+            raise StageError(_DIED)
+        try:
+            yield from super().labels(frames, stream_id, state)
+        except EngineError as error:
+            if not error.device_lost:
+                raise
+            timer = threading.Timer(_LAST_WORDS_SECONDS, os._exit, (1,))
+            timer.daemon = True
+            timer.start()
+            raise StageError(str(error)) from error
 
 
 class FusedActor:
     """All three stages of a source, as threads; of several sources at once, by one segmenter."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.segmenter = settled(job), make_segmenter(job)
+        self.job, self.segmenter = settled(job), make_segmenter(job, MortalSegmenter)
         self.stopping = Event()
 
     def run(
         self, source: Source, resume: bool, part: Part | None = None
     ) -> Iterator[tuple[FarEvent, ...]]:
-        if self.segmenter.device_lost:  # this process ends in a moment: for the next one
-            yield (failure(source, StageError(f"{source.uri}: {_DIED}")),)
-            return
         errand = Errand(self._whole, self._span)
         events = errand.events(self.job, source, resume, part)
         yield from bundled(self.job, told(events, isinstance(self.job, FarJob)))
-        _end_if_lost(self.segmenter)
 
     def _whole(self, job: Job, source: Source, resume: bool) -> Iterator[RunEvent]:
         return process(
@@ -139,22 +153,17 @@ class SegmenterActor:
     """Labels the frames of all streams; one thread a stream, one engine an input size."""
 
     def __init__(self, job: Job) -> None:
-        self.segmenter = make_segmenter(job)
+        self.segmenter = make_segmenter(job, MortalSegmenter)
 
     def labels(
         self, source: Source, decoder: Any, start: Mark | Span | None
     ) -> Iterator[LabelItem]:
-        if self.segmenter.device_lost:  # this process ends in a moment: for the next one
-            raise StageError(f"{source.uri}: {_DIED}")
         state: StreamState | None = None
         begin = start
         if isinstance(start, Mark):  # the decoder has no use for the memory
             state, begin = start.state, replace(start, state=None)
-        try:
-            with closing(_pull(decoder.frames, UNREAD_BATCHES, source, begin)) as frames:
-                yield from self.segmenter.labels(frames, source.stream_id, state)
-        finally:
-            _end_if_lost(self.segmenter)
+        with closing(_pull(decoder.frames, UNREAD_BATCHES, source, begin)) as frames:
+            yield from self.segmenter.labels(frames, source.stream_id, state)
 
 
 class SinkActor:

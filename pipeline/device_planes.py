@@ -7,7 +7,8 @@ pixels are the same to within a level or two, for libswscale rounds on its way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,12 @@ from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange
 from torch import Tensor
 
+from pipeline.engines.device import device_problem, is_lost
+from pipeline.errors import EngineError
 from pipeline.planes import PlaneConverter, source_range
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Where a sample lies in its pixel, of the pixel's length: in the middle, or, of chroma, where its left luma
 # sample is (H.273, chroma_sample_loc_type 0). PyAV does not tell what a frame says of it: it is what FFmpeg's
@@ -25,6 +31,27 @@ from pipeline.planes import PlaneConverter, source_range
 _MIDDLE, _LEFT = 0.5, 0.25
 LEFT_CHROMA = ("h264", "hevc", "mpeg2video", "mpeg4")
 _TO_LIMITED = ((219 / 255, 16.0), (224 / 255, 128 * (1 - 224 / 255)))  # luma, chroma: times, plus
+
+
+def _reported(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn what a device raises into an EngineError: one line, with what to try."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except RuntimeError as error:
+            problem = device_problem(error)
+            if problem is None:
+                raise
+            reported = EngineError(
+                f"the GPU {problem} while frames were scaled: try fewer sources at once, or without"
+                " --hwaccel"
+            )
+            reported.device_lost = is_lost(error)
+            raise reported from error
+
+    return call
 
 
 class DevicePlaneConverter(PlaneConverter):
@@ -35,8 +62,11 @@ class DevicePlaneConverter(PlaneConverter):
     Args:
         frame: of the format.
         codec: FFmpeg's name of what it was coded with.
+
+    Raises EngineError where the device fails, here and in every method.
     """
 
+    @_reported
     def __init__(self, frame: VideoFrame, codec: str = "") -> None:
         super().__init__(frame)
         # Of frames that were interlaced the cores forget it.
@@ -49,11 +79,13 @@ class DevicePlaneConverter(PlaneConverter):
         if self._to_601 is not None:
             self._change = torch.from_numpy(self._to_601).float().to(self._device)
 
+    @_reported
     def room(self, frames: int, model_hw: tuple[int, int]) -> Tensor:
         height, width = model_hw
         shape = (frames, height * 3 // 2, width)
         return torch.empty(shape, dtype=torch.uint8, device=self._device)
 
+    @_reported
     @torch.inference_mode()
     def write_pixels(self, frame: VideoFrame, out: Tensor) -> None:
         """As of `PlaneConverter`, into a tensor; it is ready when this returns.

@@ -48,7 +48,9 @@ class Acceleration:
     def ways(self) -> Iterator[HWAccel]:
         """The device, as it is best used first."""
         for options in _CUDA_CONTEXTS if self.kind == "cuda" else ({},):
-            if self.keep and "current_ctx" in options:
+            if "current_ctx" in options:
+                if not self.keep:  # in this process nobody else works on the device
+                    continue
                 _make_context_current()
             yield HWAccel(
                 self.kind, allow_software_fallback=True, options=dict(options),
@@ -61,7 +63,8 @@ def _make_context_current() -> None:
     import torch  # who keeps frames on a device has it
 
     with suppress(RuntimeError, AssertionError):  # no device: FFmpeg will say so
-        torch.cuda.synchronize()
+        # Not the whole device: another thread may be capturing a graph.
+        torch.cuda.current_stream().synchronize()
 
 
 @dataclass

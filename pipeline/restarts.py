@@ -20,6 +20,11 @@ class Restarts:
         self._deaths = self._kept = 0
 
     @property
+    def deaths(self) -> int:
+        """How many there were in a row without a checkpoint in between."""
+        return self._deaths
+
+    @property
     def resume(self) -> bool:
         """Whether the source is to be gone on with rather than begun anew."""
         return self._job.resume or self._deaths > 0

@@ -182,7 +182,7 @@ def decoder_options(
     }  # fmt: skip
 
 
-def make_segmenter(job: Job) -> Segmenter:
+def make_segmenter(job: Job, kind: type[Segmenter] = Segmenter) -> Segmenter:
     """A segmenter with the job's engine; the network is compiled when the first frame comes."""
     files = find_model(job.model)
     spec = files.spec()
@@ -191,7 +191,7 @@ def make_segmenter(job: Job) -> Segmenter:
     if job.engines > 1:  # the last of several sources need not do with the threads of one engine
         all_threads = replace(job.choice, threads=job.choice.threads * job.engines)
         make_wide = engine_factory(all_threads, files, spec, job.slots)
-    return Segmenter(make_engine, engines=job.engines, make_wide=make_wide)
+    return kind(make_engine, engines=job.engines, make_wide=make_wide)
 
 
 def drain(

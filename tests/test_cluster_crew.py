@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.exceptions import ActorUnavailableError
 
 from pipeline.cluster.crew import Crew
 from pipeline.cluster.errands import FarEvent
@@ -108,6 +111,55 @@ def test_a_node_that_goes_after_the_user_has_stopped_starts_nothing(
             first.lives = False  # type: ignore[misc]
             assert list(working) == []
         assert catalogue.counts().left == 1  # --resume does it
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpus", "kept"),
+    [("cpu", 0.0, [False, False]), ("cuda", 0.0, [True, False]), ("cuda", 1.0, [True, True])],
+)
+def test_who_shared_a_process_that_died_share_the_next_one_where_there_is_one_device(
+    tmp_path: Path, job: Job, engine: str, gpus: float, kept: list[bool]
+) -> None:
+    """A second time each has its own, unless the device was set aside for the one."""
+    choice = EngineChoice(engine, "any", "asked for")
+    found = []
+    with retried(tmp_path, job, some_sources(1)) as (feed, _):
+        work = feed.take(())
+        assert work is not None
+        for _ in range(2):
+            work.restarts.count()
+            hand = Hand(Place(replace(job, choice=choice), 1, True, gpus=gpus), host="shared")
+            hand.work = work
+            hand.remake()
+            found.append(hand.host is not None)
+    assert found == kept
+
+
+def test_a_process_that_is_still_being_started_again_is_waited_for(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Hand):
+        asked = 0
+
+        def _ask(self) -> None:
+            self.asked, self.opening = self.asked + 1, ["up?"]
+
+        def _make(self) -> None:
+            self._made_at = time.monotonic()
+            self._ask()
+
+    def get(refs: object) -> None:
+        if lane.asked < 5:
+            raise ActorUnavailableError("it is restarting", b"x" * 16)
+
+    monkeypatch.setattr("pipeline.cluster.lanes.ray.wait", lambda refs, **_: (refs, []))
+    monkeypatch.setattr("pipeline.cluster.lanes.ray.get", get)
+    lane = Asked(Place(job, 1, True))
+    assert [lane.opened() for _ in range(5)] == [False] * 4 + [True]
+    lane = Asked(Place(job, 1, True))
+    monkeypatch.setattr("pipeline.cluster.lanes.LONGEST_START_SECONDS", -1.0)
+    with pytest.raises(ActorUnavailableError):
+        lane.opened()
 
 
 class Found:

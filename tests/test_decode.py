@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from pipeline.decode import Decoder
 from pipeline.device_planes import DevicePlaneConverter, scaling_weights
-from pipeline.errors import MediaError, SourceNotFoundError
+from pipeline.errors import EngineError, MediaError, SourceNotFoundError
 from pipeline.frames import EndOfStream, FrameBatch, Gap, StreamInfo
 from pipeline.media import Acceleration, Tally, decode_packet
 from pipeline.planes import Orientation, PlaneConverter
@@ -430,6 +430,33 @@ def test_frames_on_a_device_are_turned_upright(transpose: bool, flips: tuple[boo
         planes.append(converter.room(1, size_hw)[0])
         converter.write_pixels(frame, planes[-1])
     assert np.abs(planes[1].numpy().astype(int) - planes[0]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [(torch.OutOfMemoryError("CUDA out of memory"), False),
+     (torch.AcceleratorError("CUDA error: an illegal memory access"), True)],
+)  # fmt: skip
+def test_a_device_that_fails_while_it_scales_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: RuntimeError, lost: bool
+) -> None:
+    frame = coloured(96, 160, "nv12")
+    converter = DevicePlaneConverter(frame)
+    room = converter.room(1, (48, 80))
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.device_planes.tensor_of", fail)
+    for attempt in (
+        lambda: converter.write_pixels(frame, room[0]),
+        lambda: DevicePlaneConverter(frame),
+    ):
+        with pytest.raises(
+            EngineError, match=r"while frames were scaled: try .* --hwaccel"
+        ) as told:
+            attempt()
+        assert told.value.device_lost is lost
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([0.25, 0.5]))

@@ -4,10 +4,12 @@ own logic on a stand-in for its runtime."""
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +30,7 @@ from pipeline import engines
 from pipeline.cli import main
 from pipeline.engines import EngineChoice, check_fit, choose_engine
 from pipeline.engines import tensorrt as trt_engine
+from pipeline.engines.device import Device
 from pipeline.engines.eager import EagerEngine
 from pipeline.errors import EngineError
 from tests.devices import FakeDevice
@@ -256,6 +259,31 @@ def test_the_engine_labels_as_plain_torch_does(files: ModelFiles, library: Libra
         assert (labels[0] == labels[1]).mean() > 0.999
     for slot in range(6):
         np.testing.assert_allclose(found.read_state(slot), plain.read_state(slot), atol=1e-3)
+
+
+def test_what_contexts_work_in_lives_as_long_as_the_engine(
+    files: ModelFiles, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT itself does not hold it."""
+    memories: list[weakref.ref[torch.Tensor]] = []
+
+    class Watched(trt_engine.Plan):
+        def execution(self, streams: int, device: Device) -> trt_engine.Execution:
+            found = super().execution(streams, device)
+            assert self._memory is not None
+            memories.append(weakref.ref(self._memory))
+            return found
+
+    monkeypatch.setattr(trt_engine, "Plan", Watched)
+    trt_engine.build(CHOICE, files, SIZE, 4, ReplayedDevice())
+    engine = trt_engine.tensorrt_engine(CHOICE, files, SIZE, 4)
+    gc.collect()
+    assert len(memories) == 3
+    assert len({id(memory()) for memory in memories}) == 1
+    assert memories[0]() is not None
+    del engine
+    gc.collect()
+    assert memories[0]() is None
 
 
 def test_engines_that_do_not_fit_are_refused_with_what_to_run(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.actors import (
@@ -24,6 +24,8 @@ from pipeline.cluster.errands import FarEvent
 from pipeline.cluster.feed import Work
 from pipeline.errors import StageError
 from pipeline.stages import Job, SourceReport, failure
+
+LONGEST_START_SECONDS = 120.0  # of a process that has died and is started again
 
 
 @dataclass(eq=False)
@@ -137,6 +139,11 @@ class Lane:
         else:
             self.decoder = site.actor(DecoderActor, site.cpus, CONTROL)
             self.writer = site.actor(SinkActor, site.cpus)
+        self._made_at = time.monotonic()
+        self._ask()
+
+    def _ask(self) -> None:
+        """Ask its processes whether they are up."""
         actors = {
             id(actor): actor for actor in (self.decoder, self.segmenter, self.writer) if actor
         }
@@ -146,7 +153,12 @@ class Lane:
         """Whether its processes are up, all of them. Raises RayError if one never will be."""
         if self.opening:
             up, self.opening = ray.wait(self.opening, num_returns=len(self.opening), timeout=0)
-            ray.get(up)
+            try:
+                ray.get(up)
+            except ActorUnavailableError:  # it is being started again, which takes its time
+                if time.monotonic() - self._made_at > LONGEST_START_SECONDS:
+                    raise
+                self._ask()
         return not self.opening
 
     def start(self, work: Work) -> None:
@@ -174,8 +186,10 @@ class Lane:
 
     def remake(self) -> None:
         """New processes after a death. Any who shared the process may have been its death: each gets its
-        own, but for a device's, of which there is one: Ray starts it again."""
-        if not self.site.job.choice.on_gpu:
+        own. Of a device's Ray starts the same again first, for there is one device, and where it was set
+        aside for that process, ever again."""
+        again = self.work is not None and self.work.restarts.deaths > 1
+        if not self.site.job.choice.on_gpu or (again and not self.site.gpus):
             self.host = None
         self.close()
         self._make()

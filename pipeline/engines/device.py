@@ -140,8 +140,7 @@ def reporting(device: Device, model_hw: tuple[int, int], streams: int) -> Iterat
             f"{device.name} {problem} with {streams} streams of {height}x{width}: try a smaller"
             " --size, fewer sources at once, or --engine cpu"
         )
-        # An error of a kernel stays with the process's context; for want of memory nothing has run.
-        reported.device_lost = not isinstance(error, torch.OutOfMemoryError)
+        reported.device_lost = is_lost(error)
         raise reported from error
 
 
@@ -149,10 +148,17 @@ def device_problem(error: BaseException) -> str | None:
     """What an error says of the device, in a few words; None if it isn't the device's."""
     if isinstance(error, torch.OutOfMemoryError):
         return "ran out of memory"
-    lost = isinstance(error, torch.AcceleratorError)
-    if lost or any(word in str(error) for word in ("CUDA error", "cuDNN error", "TensorRT")):
+    if is_lost(error) or "TensorRT" in str(error):
         return f"failed ({first_line(error)})"
     return None
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error stays with the process's context: nothing will run in it any more."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    told = any(word in str(error) for word in ("CUDA error", "cuDNN error"))
+    return told or isinstance(error, torch.AcceleratorError)
 
 
 def first_line(error: BaseException) -> str:

@@ -157,15 +157,24 @@ class Plan:
             self._memory = torch.empty(size, dtype=torch.uint8, device=device.torch_device)
         context.set_device_memory(self._memory.data_ptr(), self._memory.numel())
         shapes = [self._shape(name, streams) for name in ("planes", "state", *OUTPUTS)]
-        return Execution(context, device, shapes)
+        return Execution(context, device, shapes, self._memory)
 
 
 class Execution:
-    """The engine for one batch size. Each graph needs one of its own: the shapes are part of a capture."""
+    """The engine for one batch size. Each graph needs one of its own: the shapes are part of a capture.
 
-    def __init__(self, context: Any, device: Device, shapes: list[tuple[int, ...]]) -> None:
+    Args:
+        context: TensorRT's.
+        device: where it runs.
+        shapes: of planes, state, labels and next state.
+        memory: what the context works in; TensorRT itself does not hold it.
+    """
+
+    def __init__(
+        self, context: Any, device: Device, shapes: list[tuple[int, ...]], memory: Tensor
+    ) -> None:
         planes, state, labels, _ = shapes
-        self._context, self._device = context, device
+        self._context, self._device, self._memory = context, device, memory
         for name, shape in (("planes", planes), ("state", state)):
             if not context.set_input_shape(name, shape):
                 raise RuntimeError(f"TensorRT does not take {name} of the shape {list(shape)}")

@@ -142,6 +142,8 @@ def check_identity(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> st
 
     Raises ResumeError that says in what else the two differ, if they do.
     """
+    old = {_SCALER: _CORES, **old}  # what was begun before there was a choice
+    new = {_SCALER: _CORES, **new}
     changed = {
         name: f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}"
         for name in dict.fromkeys([*old, *new])
@@ -238,11 +240,12 @@ def stream_from_json(data: dict[str, Any]) -> StreamInfo:
     return StreamInfo(**{**data, **changed})
 
 
+_SCALER, _CORES = "what scales frames", "the cores"
 _OPENVINO, _TORCH = ("openvino",), ("torch",)
 _TENSORRT = (*_TORCH, "torch-tensorrt", "torch-tensorrt-rtx")
 # What of an identity says by which means labels come about rather than what they are of.
 _ENGINE = {
-    "the engine", "the engine's precision", "the model's compiled form", "what scales frames",
+    "the engine", "the engine's precision", "the model's compiled form", _SCALER,
     *(f"the version of {name}" for name in _OPENVINO + _TENSORRT),
 }  # fmt: skip
 
@@ -268,7 +271,7 @@ def identity_of(source: Source, facts: dict[str, Any], options: dict[str, Any]) 
         "the engine": engine["name"],
         "the engine's precision": engine["runtime"],
         # A device's pixels are a level off those of the cores here and there.
-        "what scales frames": facts.get("scaled_on", "the cores"),
+        _SCALER: facts.get("scaled_on", _CORES),
         **{f"the option {name}": value for name, value in options.items()},
         **{f"the version of {name}": versions.get(name)
            for name in ("roadmask", "av", "opencv-python-headless", *runtimes)},

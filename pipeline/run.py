@@ -299,7 +299,7 @@ def _job(
         "versions": versions(),
     }  # fmt: skip
     if frames_can_stay(config.hwaccel, choice) and placement.name != "spread":
-        facts["scaled_on"] = config.hwaccel
+        facts["scaled_on"] = f"{config.hwaccel} where it decodes"
     # Of the streams that share an engine each has a slot.
     together = placement.lanes if placement.name == "spread" else placement.together
     batch_bytes, slots = None, max(SPREAD_LANES, together)

@@ -133,7 +133,8 @@ class Segmenter:
                     if isinstance(item, EndOfStream):
                         return
             except EngineError as error:
-                self.device_lost |= error.device_lost
+                if error.device_lost:
+                    self.device_lost = True
                 if lane is not None:
                     self._drop(lane)
                 raise

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from av.codec.hwaccel import HWAccel
 from torch import Tensor
 
 from models.registry import save
@@ -306,6 +307,10 @@ def test_a_run_whose_frames_stay_on_the_device_labels_as_others_do(
             thread.join()
         return [read_labels(out / clip.stem / "labels.mkv") for clip in clips]
 
+    def absent(kind: str, **options: Any) -> HWAccel:
+        return HWAccel(kind, device="99", **options)  # on no machine, whatever it has
+
+    monkeypatch.setattr("pipeline.media.HWAccel", absent)
     monkeypatch.setattr("pipeline.engines.cuda.CudaDevice", FakeDevice)
     monkeypatch.setattr("pipeline.engines.cuda.GraphEngine", Watched)
     expected = labels_of(tmp_path / "memory", None)

@@ -192,9 +192,11 @@ def test_what_results_depend_on(tmp_path: Path) -> None:
     other = facts | {"versions": facts["versions"] | {"ray": "3", "torch": "3"}}
     assert identity_of(source, other, {"labels": "mkv"}) == whole
     assert identity_of(source, facts, {"labels": "png"}) != whole
-    there = identity_of(source, facts | {"scaled_on": "cuda"}, {"labels": "mkv"})
+    there = identity_of(source, facts | {"scaled_on": "cuda where it decodes"}, {"labels": "mkv"})
     told = check_identity(tmp_path, whole, there)
-    assert told == "what scales frames was the cores, is cuda"
+    assert told == "what scales frames was the cores, is cuda where it decodes"
+    before = {name: value for name, value in whole.items() if name != "what scales frames"}
+    assert check_identity(tmp_path, before, whole) is None
     moved = tmp_path / "moved.mp4"
     os.replace(tmp_path / "a.mp4", moved)
     assert identity_of(Source("a", str(moved)), facts, {"labels": "mkv"}) == whole

@@ -332,14 +332,18 @@ class LosesItsDevice:
 
 
 @pytest.mark.parametrize(
-    ("placement", "actor"), [("fused", FusedActor), ("spread", SegmenterActor)]
+    ("placement", "actor", "lanes"),
+    [("fused", FusedActor, 1), ("fused", FusedActor, 3), ("spread", SegmenterActor, 1)],
 )
 def test_after_a_lost_device_sources_go_on_in_a_new_process(
     clips: Path, tmp_path: Path, counted_alone: dict[str, np.ndarray],
-    monkeypatch: pytest.MonkeyPatch, placement: str, actor: type,
+    monkeypatch: pytest.MonkeyPatch, placement: str, actor: type, lanes: int,
 ) -> None:  # fmt: skip
+    """Those that shared it go on together, and none of them is begun again and again meanwhile."""
     monkeypatch.setattr("pipeline.run.SPREAD_LANES", 1)
-    monkeypatch.setattr("pipeline.run.available_cores", lambda: 1)
+    monkeypatch.setattr("pipeline.run.available_cores", lambda: lanes)
+    monkeypatch.setattr(EngineChoice, "on_gpu", True)  # here, not in the actors
+    monkeypatch.setattr("pipeline.restarts.MOST_DEATHS", 2)
     losing = type(actor.__name__, (LosesItsDevice, actor), {})
     monkeypatch.setattr(f"pipeline.cluster.lanes.{actor.__name__}", losing)
     names = [f"clip{number}" for number in range(4)]

@@ -10,7 +10,9 @@ WIDTH = 40
 
 def table(result: dict[str, Any]) -> str:
     """What `compare` returned, as lines of text."""
-    lines = [f"{result['source']}, {result['engine']}, {result['cores']} cores,"
+    device = result.get("decoded_on", "cores")
+    decoded = "" if device == "cores" else f" decoded on {device},"
+    lines = [f"{result['source']},{decoded} {result['engine']}, {result['cores']} cores,"
              f" medians of {result['rounds']} rounds"]  # fmt: skip
     if "fps" in result:
         lines += _plain(result)

@@ -44,7 +44,8 @@ def stage_shares(plan: Plan) -> dict[str, dict[str, float]]:
 
     job, source = plan.job, plan.sources[0]
     counted, began, total = 0, 0.0, 0.0
-    with make_decoder(job, source) as decoder:
+    beside = plan.placement.name != "spread"
+    with make_decoder(job, source, with_network=beside) as decoder:
         frames: Iterator[FrameItem] = timed(iter(decoder), "decode", None)
         labels = timed(iter(make_segmenter(job).labels(frames)), "segment", "decode")
         for event in drain(job, source, _until_end(labels)):
@@ -86,10 +87,14 @@ class Kept:
     decoding: Cost
 
 
-def keep(plan: Plan, most: int = MOST_KEPT_FRAMES) -> Kept:
-    """Decode the first frames of a plan's first source. Raises ConfigError if there are too few."""
+def keep(plan: Plan, most: int = MOST_KEPT_FRAMES, with_network: bool = False) -> Kept:
+    """Decode the first frames of a plan's first source. Raises ConfigError if there are too few.
+
+    Args:
+        with_network: frames may stay on the network's device.
+    """
     cost, batches = Cost(), list[FrameBatch]()
-    with make_decoder(plan.job, plan.sources[0]) as decoder:
+    with make_decoder(plan.job, plan.sources[0], with_network=with_network) as decoder:
         items = iter(decoder)
         item = next(items, None)
         while isinstance(item, FrameBatch) and sum(map(len, batches)) < most:
@@ -107,7 +112,7 @@ def stages_alone(plan: Plan, kept: Kept | None = None) -> dict[str, dict[str, fl
     Decode (and scale), upload and download where there is a device, network (which there holds both),
     draw, encode. Decode and encode with the bytes a frame that they read and wrote.
     """
-    kept = kept or keep(plan)
+    kept = kept or keep(plan, with_network=plan.placement.name != "spread")
     network, labels = _label(plan, kept)
     draw, (written, out_bytes) = _draw(plan, kept, labels), _write(plan, kept, labels)
     encode = Cost(written.frames, written.wall_s - draw.wall_s, written.cpu_s - draw.cpu_s)
@@ -118,7 +123,9 @@ def stages_alone(plan: Plan, kept: Kept | None = None) -> dict[str, dict[str, fl
              "draw": draw.ms,
              "encode": encode.ms | {"bytes": round(out_bytes / written.frames)}}  # fmt: skip
     if plan.job.choice.on_gpu:
-        costs |= transfers("cuda", kept.batches[0].pixels, labels[0])
+        pixels = kept.batches[0].pixels
+        pixels = pixels if isinstance(pixels, np.ndarray) else pixels.cpu().numpy()
+        costs |= transfers("cuda", pixels, labels[0])
     return costs
 
 

@@ -23,7 +23,8 @@ from pipeline.bench.loops import (
 from pipeline.bench.measure import WARM_UP_FRAMES, Contender, Track
 from pipeline.bench.stages import keep
 from pipeline.engines import EngineChoice, check_fit, choose_engine, engine_factory
-from pipeline.errors import EngineError, MediaError, PipelineError
+from pipeline.engines.artefacts import built_sizes
+from pipeline.errors import MediaError, PipelineError
 from pipeline.run import Plan, RunConfig, prepare, prepare_here, run
 from pipeline.settings import available_cores
 from pipeline.stages import SourceReport, make_segmenter, process
@@ -260,12 +261,18 @@ def engines(course: Course) -> list[Contender]:
     pixels, model = frames_of(course, 1, course.config.chunk), course.config.model
     found = []
     for name, choice in engine_choices(model).items():
-        with suppress(EngineError):  # no such engine has been made
-            first, alone = EAGER["cuda" if choice.on_gpu else "cpu"], bare(choice, model, pixels)
-            if choice.name == "tensorrt":
-                alone()  # raises if there is none
-            found.append(Contender(name, alone, against=first))
+        if _is_there(choice, model, pixels):
+            first = EAGER["cuda" if choice.on_gpu else "cpu"]
+            found.append(Contender(name, bare(choice, model, pixels), against=first))
     return found
+
+
+def _is_there(choice: EngineChoice, model: str, pixels: np.ndarray) -> bool:
+    """Whether an engine that must have been made beforehand has been."""
+    if choice.name != "tensorrt":
+        return True
+    height, width = pixels.shape[2] * 2 // 3, pixels.shape[3]
+    return f"{height}x{width}" in built_sizes("tensorrt", find_model(model), choice.precision)
 
 
 def agreement(course: Course, frames: int = WARM_UP_FRAMES) -> dict[str, float]:
@@ -273,7 +280,7 @@ def agreement(course: Course, frames: int = WARM_UP_FRAMES) -> dict[str, float]:
     pixels, files = frames_of(course, 1, frames), find_model(course.config.model)
     model_hw, labels = (pixels.shape[2] * 2 // 3, pixels.shape[3]), {}
     for name, choice in engine_choices(course.config.model).items():
-        with suppress(EngineError):  # as above
+        if _is_there(choice, course.config.model, pixels):
             engine = engine_factory(choice, files, files.spec(), 1)(model_hw)
             labels[name] = engine.step(pixels, [0], [True])
     first = next(iter(labels.values()))

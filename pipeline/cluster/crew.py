@@ -135,6 +135,7 @@ class Crew:
                 yield from self._not_opened(lane, error)
                 continue
             self._opening.remove(lane)
+            lane.failed_openings = 0
             if lane.work is None:
                 self._idle.append(lane)
             else:

@@ -148,17 +148,18 @@ def device_problem(error: BaseException) -> str | None:
     """What an error says of the device, in a few words; None if it isn't the device's."""
     if isinstance(error, torch.OutOfMemoryError):
         return "ran out of memory"
-    if is_lost(error) or "TensorRT" in str(error):
+    if is_lost(error) or any(
+        word in str(error) for word in ("CUDA error", "cuDNN error", "TensorRT")
+    ):
         return f"failed ({first_line(error)})"
     return None
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error stays with the process's context: nothing will run in it any more."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
         return False
-    told = any(word in str(error) for word in ("CUDA error", "cuDNN error"))
-    return told or isinstance(error, torch.AcceleratorError)
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
 def first_line(error: BaseException) -> str:

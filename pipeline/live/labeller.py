@@ -7,19 +7,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 
 import cv2
 import numpy as np
 
-from pipeline.batch import Company
 from pipeline.engines import Engine, MakeEngine
 from pipeline.frames import Gap, StreamInfo
+from pipeline.live.benches import Bench, Benches
 from pipeline.live.delivery import Frame, Handover
 from pipeline.live.hub import Shown
 from pipeline.live.lane import Lane
-from pipeline.segmenter import KEPT_IDLE_ENGINES
-from pipeline.state import StateTable
 
 LIVE_TIME_BASE = Fraction(1, 1000)  # time stamps of what comes from cameras are milliseconds
 # Cameras whose frames are brought while the network works. More would only wait and grow old where
@@ -27,7 +25,7 @@ LIVE_TIME_BASE = Fraction(1, 1000)  # time stamps of what comes from cameras are
 _AHEAD = 2
 _LEAST_SHARE = 0.25  # of the limit: so old a frame may be however slow the network is
 _USUAL_PERIODS = 3.0  # a pause of more frame periods than this is a gap
-WINDOW_SECONDS = 0.005  # that a batch waits for other cameras, where batches are faster at all
+_IDLE_SECONDS = 0.5
 _NEW_WEIGHT = 0.1  # of the newest in running means
 
 
@@ -51,23 +49,6 @@ class Labelled:
     fresh: bool
     began_at: float
     read_state: Callable[[], tuple[np.ndarray, int]]
-
-
-@dataclass
-class _Bench:
-    """The engine of one input size, and the states of the cameras it serves.
-
-    Attributes:
-        company: the cameras that a batch waits for; None where batches are no faster.
-        waits_since: `time.monotonic()` since when frames have waited for company, seconds; None if none do.
-        step_seconds: what a step takes, on average.
-    """
-
-    engine: Engine
-    states: StateTable
-    company: Company | None
-    waits_since: float | None = None
-    step_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,14 +105,13 @@ class Labeller:
         max_latency_seconds: float,
         longest_gap_seconds: float,
     ) -> None:
-        self._make_engine, self._lanes, self._labelled = make_engine, lanes, labelled
+        self._lanes, self._labelled = lanes, labelled
         self._classes, self._limit = classes, max_latency_seconds
         self._longest_gap = longest_gap_seconds
-        self._benches: dict[tuple[int, int], _Bench | None] = {}  # None while it is made
-        self._benches_lock = Lock()
         self._kept: frozenset[tuple[int, int]] = frozenset()
         self._seats: dict[Lane, _Seat] = {}
         self._frame_came, self._stopping = Event(), Event()
+        self._benches = Benches(make_engine, longest_gap_seconds, self._made, self._stopping.is_set)
         self._thread = Thread(target=self._run, name="labeller")
         self.failure: BaseException | None = None
         self.effort = Effort()
@@ -151,21 +131,26 @@ class Labeller:
 
     def step_ms(self) -> dict[tuple[int, int], float]:
         """What a step of the network takes on average, for each input size in use."""
-        with self._benches_lock:
-            benches = list(self._benches.items())
-        return {size: 1000 * bench.step_seconds for size, bench in benches if bench is not None}
+        benches = self._benches.there().items()
+        return {size: 1000 * bench.step_seconds for size, bench in benches}
 
     def prepare(self, sizes: Collection[tuple[int, int]]) -> None:
         """Make the networks of these input sizes, and keep them even while no camera needs them."""
         self._kept = frozenset(sizes)
         for model_hw in sizes:
-            self._bench_for(model_hw)
+            self._benches.want(model_hw)
 
     @property
     def preparing(self) -> bool:
         """Whether a network is being made just now; that cannot be interrupted."""
-        with self._benches_lock:
-            return self.failure is None and None in self._benches.values()
+        return self.failure is None and self._benches.making
+
+    def _made(self, failure: BaseException | None) -> None:
+        """There is a network more, or none can be."""
+        if failure is not None:
+            self.failure = failure
+            self._stopping.set()
+        self._frame_came.set()
 
     def _run(self) -> None:
         cv2.setNumThreads(1)
@@ -174,13 +159,13 @@ class Labeller:
                 self._frame_came.clear()
                 lanes = self._lanes()
                 self._tidy(lanes)
-                if (left := self._window_left(lanes)) > 0:
-                    self._look_ahead(lanes, everybody=True)
-                    self._frame_came.wait(left)
-                elif batch := self._pick(lanes):
+                batch, wait_seconds = self._due(self._sift(lanes))
+                bench = self._benches.get(batch[0][1].model_hw) if batch else None
+                self._look_ahead(lanes, everybody=bench is None or bench.engine.batches)
+                if batch:
                     self._label(batch)
                 else:
-                    self._frame_came.wait(0.5)
+                    self._frame_came.wait(wait_seconds)
         except Exception as error:  # for the hub's owner: without a network nothing can go on
             self.failure = self.failure or error
 
@@ -193,59 +178,58 @@ class Labeller:
                 lane.finish()
             if lane.leaving and not lane.left.is_set():
                 lane.leave(self._handover(lane))
-        used = {seat.model_hw for seat in self._seats.values()} | self._kept
-        with self._benches_lock:
-            idle = [size for size, bench in self._benches.items() if bench and size not in used]
-            for size in idle[: max(0, len(idle) - KEPT_IDLE_ENGINES)]:
-                del self._benches[size]
+        self._benches.tidy({seat.model_hw for seat in self._seats.values()} | self._kept)
 
-    def _window_left(self, lanes: Sequence[Lane]) -> float:
-        """How long the next batch may still wait for company, seconds."""
-        waiting = {lane: frame.model_hw for lane in lanes if (frame := lane.frame) is not None}
-        if not waiting:
-            return 0.0
-        model_hw = waiting[min(waiting, key=lambda lane: lane.served_at)]
-        bench = self._benches.get(model_hw)
-        if bench is None or bench.company is None:
-            return 0.0
-        here = {lane.name for lane, size_hw in waiting.items() if size_hw == model_hw}
-        now = time.monotonic()
-        bench.waits_since = bench.waits_since or now
-        full = len(here) >= bench.engine.slots
-        left = 0.0 if full else bench.company.due_at(bench.waits_since, here) - now
-        if left <= 0:
-            bench.waits_since = None
-            if not full:
-                bench.company.close(here)
-        return left
+    def _sift(self, lanes: Sequence[Lane]) -> dict[tuple[int, int], list[Lane]]:
+        """The cameras that have a frame to label, by the network's input size, those that have waited longest
+        first. Frames that nobody will label are taken away, and word is given of what comes after them."""
+        waiting: dict[tuple[int, int], list[Lane]] = {}
+        for lane in sorted(lanes, key=lambda lane: lane.served_at):
+            frame = lane.frame
+            if frame is None:
+                continue
+            if lane.leaving:
+                lane.take_frame(frame)
+            elif lane.held:  # another network still serves this camera
+                lane.take_frame(frame)
+                lane.rehearsed = self._benches.want(frame.model_hw) is not None
+            elif not self._in_time(frame):
+                lane.drop("stale", frame)
+            elif self._benches.want(frame.model_hw) is None:
+                lane.drop("preparing", frame)
+            else:
+                waiting.setdefault(frame.model_hw, []).append(lane)
+        return waiting
 
-    def _pick(self, lanes: Sequence[Lane]) -> list[tuple[Lane, Frame]]:
-        """The frames to label next, and word to the cameras that come after them."""
-        order = sorted(lanes, key=lambda lane: lane.served_at)
+    def _due(
+        self, waiting: dict[tuple[int, int], list[Lane]]
+    ) -> tuple[list[tuple[Lane, Frame]], float]:
+        """The frames to label next; none if there are none yet, and how long to wait for more, seconds."""
+        least, benches = _IDLE_SECONDS, self._benches.there()
+        for model_hw in benches.keys() - waiting.keys():
+            benches[model_hw].waits_since = None
+        for model_hw, lanes in waiting.items():
+            bench = benches[model_hw]
+            left = bench.window_left({lane.name for lane in lanes})
+            if left <= 0:
+                return self._take(bench, model_hw, lanes), 0.0
+            least = min(least, left)
+        return [], least
+
+    def _take(
+        self, bench: Bench, model_hw: tuple[int, int], lanes: Sequence[Lane]
+    ) -> list[tuple[Lane, Frame]]:
+        """The newest frames of cameras, as many as the engine takes at once."""
         batch: list[tuple[Lane, Frame]] = []
-        bench: _Bench | None = None
-        for lane in order:
-            waiting = lane.frame
-            if waiting is None or (batch and waiting.model_hw != batch[0][1].model_hw):
-                continue
+        for lane in lanes[: bench.most]:
             frame = lane.take_frame()
-            if frame is None or lane.leaving:
+            if frame is None:
                 continue
-            if lane.held:  # another network still serves this camera
-                lane.rehearsed = self._bench_for(frame.model_hw) is not None
-                continue
-            if not self._in_time(lane, frame):
-                continue
-            bench = self._bench_for(frame.model_hw)
-            if bench is None:
-                lane.drop("preparing")
+            if frame.model_hw != model_hw:  # the camera's size has changed this moment
+                lane.drop("overload")
                 continue
             batch.append((lane, frame))
             lane.served_at = time.monotonic()
-            if not bench.engine.batches or len(batch) == bench.engine.slots:
-                break
-        together = bench is not None and bench.engine.batches
-        self._look_ahead(lanes, everybody=together or not batch)
         return batch
 
     def _look_ahead(self, lanes: Sequence[Lane], everybody: bool) -> None:
@@ -253,48 +237,18 @@ class Labeller:
         for lane in order if everybody else order[:_AHEAD]:
             lane.want()
 
-    def _in_time(self, lane: Lane, frame: Frame) -> bool:
+    def _in_time(self, frame: Frame) -> bool:
         bench = self._benches.get(frame.model_hw)
         step_seconds = bench.step_seconds if bench is not None else 0.0
         allowed = max(self._limit - step_seconds, _LEAST_SHARE * self._limit)
-        if time.time() - frame.captured_at <= allowed:
-            return True
-        lane.drop("stale")
-        return False
-
-    def _bench_for(self, model_hw: tuple[int, int]) -> _Bench | None:
-        with self._benches_lock:
-            if model_hw not in self._benches and not self._stopping.is_set():
-                self._benches[model_hw] = None
-                Thread(target=self._make_bench, args=(model_hw,), name="make-engine").start()
-            return self._benches.get(model_hw)
-
-    def _make_bench(self, model_hw: tuple[int, int]) -> None:
-        try:
-            engine = self._make_engine(model_hw)
-            height, width = model_hw
-            # The first step is the slowest: let it not be a camera's. Its state is reset again.
-            blank = np.full((1, 1, height * 3 // 2, width), 128, np.uint8)
-            if not self._stopping.is_set():
-                engine.step(blank, [0], [True])
-        except Exception as error:
-            self.failure = error
-            self._stopping.set()
-        else:
-            with self._benches_lock:
-                self._benches[model_hw] = _Bench(
-                    engine, StateTable(engine, self._longest_gap),
-                    Company(WINDOW_SECONDS) if engine.batches else None,
-                )  # fmt: skip
-        self._frame_came.set()
+        return time.time() - frame.captured_at <= allowed
 
     def _label(self, batch: list[tuple[Lane, Frame]]) -> None:
-        bench = self._benches[batch[0][1].model_hw]
+        bench = self._benches.get(batch[0][1].model_hw)
         assert bench is not None
         resets = [self._pass_gap(lane, frame) for lane, frame in batch]
-        if bench.company is not None:
-            for lane, _ in batch:
-                bench.company.join(lane.name)
+        for lane, _ in batch:
+            bench.served(lane.name)
         began, began_at = time.monotonic(), time.time()
         slots, fresh = bench.states.acquire([lane.name for lane, _ in batch])
         pixels = [frame.planes[None] for _, frame in batch]
@@ -326,13 +280,13 @@ class Labeller:
             self._seats[lane] = _Seat(frame.model_hw)
             return seat is not None
         gap = self._gap(lane, frame, seat)
-        bench = self._benches[frame.model_hw]
+        bench = self._benches.get(frame.model_hw)
         return gap is not None and bench is not None and bench.states.pass_gap(gap)
 
     def _take_over(self, lane: Lane, frame: Frame) -> _Seat | None:
         """The seat of a camera that brings its memory from another network, at its first frame."""
         handed, lane.handed = lane.handed, None
-        bench = self._benches[frame.model_hw]
+        bench = self._benches.get(frame.model_hw)
         if handed is None or bench is None:
             return None
         seat = self._seats[lane] = _Seat(handed.state.model_hw)
@@ -373,9 +327,7 @@ class Labeller:
         seat = self._seats.pop(lane, None)
         bench = self._benches.get(seat.model_hw) if seat is not None else None
         if bench is not None:
-            bench.states.release(lane.name)
-            if bench.company is not None:
-                bench.company.leave(lane.name)
+            bench.release(lane.name)
 
 
 def _seconds_between(last: Frame, frame: Frame) -> float:

@@ -157,8 +157,11 @@ class Lane:
             if self._frame is None:
                 self._wanted.set()
 
-    def take_frame(self) -> Frame | None:
+    def take_frame(self, this: Frame | None = None) -> Frame | None:
+        """The frame that waits; None if there is none, or another than `this` by now."""
         with self._lock:
+            if this is not None and self._frame is not this:
+                return None
             frame, self._frame = self._frame, None
             return frame
 
@@ -176,10 +179,11 @@ class Lane:
     def keep(self, checkpoint: Handover | None) -> None:
         self.checkpoint, self.checkpoint_wanted = checkpoint, False
 
-    def drop(self, reason: str) -> None:
-        """Count a frame that was taken and not labelled."""
-        with self._lock:
-            self._own_dropped[reason] += 1
+    def drop(self, reason: str, waiting: Frame | None = None) -> None:
+        """Count a frame that will not be labelled: one that was taken, or that waits, if it still does."""
+        if waiting is None or self.take_frame(waiting) is not None:
+            with self._lock:
+                self._own_dropped[reason] += 1
 
     def labelled(self, frame: Frame, shown: Shown, shares: np.ndarray, reset: bool) -> None:
         """Count a labelled frame and hand it to the listeners."""

@@ -81,7 +81,7 @@ class MortalSegmenter(Segmenter):
         try:
             yield from super().labels(frames, stream_id, state)
         except EngineError as error:
-            if not error.device_lost:
+            if not self.device_lost:
                 raise
             timer = threading.Timer(_LAST_WORDS_SECONDS, os._exit, (1,))
             timer.daemon = True

@@ -32,6 +32,12 @@ class EngineError(PipelineError, RuntimeError):
 
     device_lost = False
 
+    def again(self) -> EngineError:
+        """The same to be raised another time."""
+        other = EngineError(*self.args)
+        other.device_lost = self.device_lost
+        return other
+
 
 class ConfigError(PipelineError, ValueError):
     """The command line or configuration is wrong."""

@@ -212,6 +212,7 @@ def test_a_dead_device_is_one_line_with_what_to_try(error: RuntimeError, words: 
         with pytest.raises(EngineError, match=rf"the fake GPU {words} with 4 streams") as caught:
             attempt()
         lines.append(str(caught.value))
+        assert caught.value.device_lost is not isinstance(error, torch.OutOfMemoryError)
     assert lines[0] == lines[1]
     assert "try a smaller --size, fewer sources at once, or --engine cpu" in lines[0]
     assert "\n" not in lines[0]

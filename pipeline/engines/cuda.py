@@ -87,7 +87,7 @@ class GraphEngine:
         largest: int = LARGEST_BATCH,
     ) -> None:
         self.device, self.model_hw, self.slots = device, model_hw, slots
-        self._failure: str | None = None
+        self._failure: EngineError | None = None
         self._compute, self._upload, self._download = (device.stream() for _ in range(3))
         sizes = bucket_sizes(slots, largest)
         self._largest = sizes[-1]
@@ -183,12 +183,12 @@ class GraphEngine:
         Streams of the batch may have got on or not: nobody could tell.
         """
         if self._failure is not None:
-            raise EngineError(self._failure)
+            raise self._failure.again()
         try:
             with reporting(self.device, self.model_hw, self.slots):
                 yield
         except EngineError as error:
-            self._failure = str(error)
+            self._failure = error.again()  # without its traceback, which holds all there was
             raise
 
 

@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from threading import Event
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it writes to the terminal and the network
 os.environ.setdefault("RAY_worker_niceness", "0")  # the workers are what the user waits for
@@ -75,9 +75,7 @@ class MortalSegmenter(Segmenter):
         state: StreamState | None = None,
     ) -> Generator[LabelItem, None, None]:
         """As of `Segmenter`. Raises StageError instead of an EngineError of a device that is lost."""
-        if self.device_lost:
-            time.sleep(_LONGEST_END_SECONDS)  # not to fail, and be begun, again and again meanwhile
-            raise StageError(_DIED)
+        self.live_on()
         try:
             yield from super().labels(frames, stream_id, state)
         except EngineError as error:
@@ -88,13 +86,25 @@ class MortalSegmenter(Segmenter):
             timer.start()
             raise StageError(str(error)) from error
 
+    def live_on(self) -> None:
+        """Return if this process goes on. One that ends does not answer: its sources would fail, and be
+        begun, again and again meanwhile. Raises StageError if it does not come to its end."""
+        if self.device_lost:
+            time.sleep(_LONGEST_END_SECONDS)
+            raise StageError(_DIED)
+
 
 class FusedActor:
     """All three stages of a source, as threads; of several sources at once, by one segmenter."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.segmenter = settled(job), make_segmenter(job, MortalSegmenter)
+        self.job = settled(job)
+        self.segmenter = cast(MortalSegmenter, make_segmenter(job, MortalSegmenter))
         self.stopping = Event()
+
+    def up(self) -> None:
+        """Answers once it can work."""
+        self.segmenter.live_on()
 
     def run(
         self, source: Source, resume: bool, part: Part | None = None
@@ -129,6 +139,9 @@ class DecoderActor:
         # Ray loses count of a reference that goes on inside a streamed item: the owner keeps its own.
         self.on_the_way: deque[Any] = deque(maxlen=BATCHES_ON_THE_WAY)
 
+    def up(self) -> None:
+        """Answers once it can work."""
+
     def frames(self, source: Source, start: Mark | Span | None) -> Iterator[FrameItem]:
         self.on_the_way.clear()  # the source before this one has been written
         stop = self.stopping.is_set
@@ -153,7 +166,11 @@ class SegmenterActor:
     """Labels the frames of all streams; one thread a stream, one engine an input size."""
 
     def __init__(self, job: Job) -> None:
-        self.segmenter = make_segmenter(job, MortalSegmenter)
+        self.segmenter = cast(MortalSegmenter, make_segmenter(job, MortalSegmenter))
+
+    def up(self) -> None:
+        """Answers once it can work."""
+        self.segmenter.live_on()
 
     def labels(
         self, source: Source, decoder: Any, start: Mark | Span | None
@@ -171,6 +188,9 @@ class SinkActor:
 
     def __init__(self, job: Job) -> None:
         self.job = settled(job)
+
+    def up(self) -> None:
+        """Answers once it can work."""
 
     def run(
         self, source: Source, resume: bool, part: Part | None, decoder: Any, segmenter: Any

@@ -318,6 +318,7 @@ class LosesItsDevice:
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)  # type: ignore[call-arg]
+        (job.out / f"process-{os.getpid()}").touch()
         marker = job.out / "lost"
         if marker.exists():
             return
@@ -343,7 +344,7 @@ def test_after_a_lost_device_sources_go_on_in_a_new_process(
     monkeypatch.setattr("pipeline.run.SPREAD_LANES", 1)
     monkeypatch.setattr("pipeline.run.available_cores", lambda: lanes)
     monkeypatch.setattr(EngineChoice, "on_gpu", True)  # here, not in the actors
-    monkeypatch.setattr("pipeline.restarts.MOST_DEATHS", 2)
+    monkeypatch.setattr("pipeline.restarts.MOST_DEATHS", 1)
     losing = type(actor.__name__, (LosesItsDevice, actor), {})
     monkeypatch.setattr(f"pipeline.cluster.lanes.{actor.__name__}", losing)
     names = [f"clip{number}" for number in range(4)]
@@ -352,6 +353,7 @@ def test_after_a_lost_device_sources_go_on_in_a_new_process(
     found = [event for event in run(prepare(config)) if isinstance(event, SourceReport)]
     errors = {report.stream_id: report.error for report in found}
     assert errors == dict.fromkeys(names)
+    assert len(list(tmp_path.glob("process-*"))) == 2
     for name in names:
         labels = read_labels(tmp_path / name / "labels.mkv")
         np.testing.assert_array_equal(labels, counted_alone[name])

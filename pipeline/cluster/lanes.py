@@ -147,7 +147,7 @@ class Lane:
         actors = {
             id(actor): actor for actor in (self.decoder, self.segmenter, self.writer) if actor
         }
-        self.opening: list[Any] = [actor.__ray_ready__.remote() for actor in actors.values()]
+        self.opening: list[Any] = [actor.up.remote() for actor in actors.values()]
 
     def opened(self) -> bool:
         """Whether its processes are up, all of them. Raises RayError if one never will be."""
